@@ -7,6 +7,7 @@
 #include <array>
 #include <cerrno>
 #include <cstdio>
+#include <ctime>
 #include <filesystem>
 #include <system_error>
 
@@ -65,14 +66,6 @@ ErrorKind error_kind_for_errno(int error) {
   }
 }
 
-FileDescriptor open_retrying(const std::string& path, int flags, mode_t mode) {
-  int number;
-  do {
-    number = ::open(path.c_str(), flags | O_CLOEXEC | O_NOFOLLOW, mode);
-  } while (number < 0 && errno == EINTR);
-  return FileDescriptor(number);
-}
-
 }  // namespace
 
 bool is_open_file(int descriptor, std::uint64_t device, std::uint64_t inode) noexcept {
@@ -92,14 +85,35 @@ Error system_error(std::string_view what, std::string_view path, int error) {
   return Error(error_kind_for_errno(error), message, error);
 }
 
+std::string absolute_path(std::string path) {
+  if (path.empty() || path.front() == '/') return path;
+  std::error_code failed;
+  const std::filesystem::path directory = std::filesystem::current_path(failed);
+  if (failed) throw system_error("no working directory for a relative path", path, failed.value());
+  return directory.native() + (directory == "/" ? "" : "/") + path;
+}
+
+int open_at_path(const char* path, int flags, mode_t mode) noexcept {
+  constexpr int attempts_max = 100;
+  for (int attempt = 1;;) {
+    const int number = ::open(path, flags | O_CLOEXEC, mode);
+    if (number >= 0) return number;
+    if (errno == EINTR) continue;
+    if (errno != EWOULDBLOCK || attempt++ == attempts_max) return number;
+    constexpr timespec pause{0, 1'000'000};
+    ::nanosleep(&pause, nullptr);
+    errno = EWOULDBLOCK;
+  }
+}
+
 FileDescriptor open_file(const std::string& path, int flags, mode_t mode) {
-  FileDescriptor file = open_retrying(path, flags, mode);
+  FileDescriptor file(open_at_path(path.c_str(), flags | O_NOFOLLOW, mode));
   if (!file) throw system_error("cannot open file", path, errno);
   return file;
 }
 
 FileDescriptor open_file_if_exists(const std::string& path, int flags) {
-  FileDescriptor file = open_retrying(path, flags, 0);
+  FileDescriptor file(open_at_path(path.c_str(), flags | O_NOFOLLOW));
   if (!file && errno != ENOENT) throw system_error("cannot open file", path, errno);
   return file;
 }
@@ -119,11 +133,7 @@ std::string read_whole_file(const std::string& path, std::size_t bytes_max) {
 }
 
 std::string read_file_of_operator(const std::string& path, std::size_t bytes_max) {
-  int number;
-  do {
-    number = ::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
-  } while (number < 0 && errno == EINTR);
-  const FileDescriptor file(number);
+  const FileDescriptor file(open_at_path(path.c_str(), O_RDONLY | O_NONBLOCK | O_NOCTTY));
   if (!file) throw system_error("cannot open file", path, errno);
   struct stat status;
   if (::fstat(file.number(), &status) != 0) throw system_error("cannot stat file", path, errno);

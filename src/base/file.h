@@ -43,7 +43,15 @@ bool is_open_file(int descriptor, std::uint64_t device, std::uint64_t inode) noe
 // for ENOSPC, EDQUOT, EMFILE, ENFILE, ENOMEM and EFBIG, and unavailable otherwise.
 Error system_error(std::string_view what, std::string_view path, int error);
 
-// Calls open(2) with O_CLOEXEC and O_NOFOLLOW, and retries after EINTR. Throws Error.
+// Returns the path as it is from any working directory; an empty one stays empty. Throws
+// Error(invalid) if there is no working directory.
+std::string absolute_path(std::string path);
+
+// Calls open(2) with O_CLOEXEC, and retries after EINTR. With O_NONBLOCK, which a path needs that
+// may lead to a pipe, also retries for 100 ms while another process shows its sole use of the file
+// (process_lock.h). Returns a descriptor, or -1 with errno set.
+int open_at_path(const char* path, int flags, mode_t mode = 0) noexcept;
+// The same, with O_NOFOLLOW. Throws Error.
 FileDescriptor open_file(const std::string& path, int flags, mode_t mode = 0);
 // Like open_file(), but returns an empty descriptor if the file is absent.
 FileDescriptor open_file_if_exists(const std::string& path, int flags);

@@ -40,7 +40,7 @@ struct FoundFile {
 };
 
 FoundFile examine(const std::string& path) {
-  const FileDescriptor file(::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW));
+  const FileDescriptor file(open_at_path(path.c_str(), O_RDONLY | O_NONBLOCK | O_NOFOLLOW));
   if (!file)
     return {errno == ENOENT || errno == ELOOP ? PathContent::absent : PathContent::unreadable};
   struct stat status;

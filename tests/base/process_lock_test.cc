@@ -154,19 +154,32 @@ TEST_F(ProcessLock, sole_use_is_proven_only_without_another_descriptor_or_mappin
 
 // The kernel tells the holder of a lease by a signal.
 TEST_F(ProcessLock, open_during_sole_use_waits_and_raises_no_signal) {
+  for (const int flags : {O_RDONLY, O_RDONLY | O_NONBLOCK, O_RDWR | O_NONBLOCK}) {
+    const FileDescriptor file = open();
+    std::optional<SoleUse> sole_use(std::in_place, file.number());
+    ASSERT_TRUE(*sole_use);
+    std::atomic<bool> opened{false};
+    std::thread other([&] {
+      open_file(directory_.file("lock"), flags);
+      opened = true;
+    });
+    std::this_thread::sleep_for(std::chrono::milliseconds(30));
+    EXPECT_FALSE(opened);
+    sole_use.reset();
+    other.join();
+    EXPECT_TRUE(opened);
+  }
+}
+
+TEST_F(ProcessLock, nonblocking_open_gives_up_on_a_sole_use_that_lasts) {
   const FileDescriptor file = open();
-  std::optional<SoleUse> sole_use(std::in_place, file.number());
-  ASSERT_TRUE(*sole_use);
-  std::atomic<bool> opened{false};
-  std::thread other([&] {
-    open_file(directory_.file("lock"), O_RDONLY);
-    opened = true;
-  });
-  std::this_thread::sleep_for(std::chrono::milliseconds(50));
-  EXPECT_FALSE(opened);
-  sole_use.reset();
-  other.join();
-  EXPECT_TRUE(opened);
+  const SoleUse sole_use(file.number());
+  ASSERT_TRUE(sole_use);
+  const auto error =
+      testing::thrown_error([&] { open_file(directory_.file("lock"), O_RDONLY | O_NONBLOCK); });
+  ASSERT_TRUE(error);
+  EXPECT_EQ(error->kind(), ErrorKind::unavailable);
+  EXPECT_EQ(error->system_error(), EWOULDBLOCK);
 }
 
 TEST_F(ProcessLock, locking_a_closed_descriptor_is_an_error) {

@@ -60,10 +60,7 @@ FileDescriptor Pins::open_again() const {
   const std::string link = "/proc/self/fd/" + std::to_string(mapped_.descriptor);
   for (const std::string& path : {mapped_.path, link}) {
     const int follow = path == link ? 0 : O_NOFOLLOW;
-    int number;
-    do {
-      number = ::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC | follow);
-    } while (number < 0 && errno == EINTR);
+    const int number = open_at_path(path.c_str(), O_RDONLY | O_NONBLOCK | follow);
     if (number < 0) error = errno;
     FileDescriptor file(number);
     if (is_this_file(file)) return file;

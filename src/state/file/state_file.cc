@@ -192,8 +192,7 @@ bool is_shared_with_others(const StateOptions& options) { return (options.mode &
 
 std::uint32_t mode_of_state(const StateOptions& options) {
   if (!options.keeps_mode) return options.mode;
-  const FileDescriptor file(
-      ::open(options.path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW));
+  const FileDescriptor file(open_at_path(options.path.c_str(), O_RDONLY | O_NONBLOCK | O_NOFOLLOW));
   struct stat status;
   if (!file || ::fstat(file.number(), &status) != 0 || !S_ISREG(status.st_mode) ||
       !bears_state_magic(file.number()))

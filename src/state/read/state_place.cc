@@ -47,11 +47,7 @@ std::optional<struct stat> StatePlace::find() const {
 FileDescriptor StatePlace::open() {
   // Nonblocking: the file may be a pipe.
   const auto try_to_open = [this] {
-    int number;
-    do {
-      number = ::open(path_.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW);
-    } while (number < 0 && errno == EINTR);
-    return FileDescriptor(number);
+    return FileDescriptor(open_at_path(path_.c_str(), O_RDONLY | O_NONBLOCK | O_NOFOLLOW));
   };
   FileDescriptor file = try_to_open();
   int error = errno;

@@ -45,7 +45,7 @@ void record_poll(const Mapping& mapping, const LockFile& locks, std::int64_t at_
   const std::optional<std::uint64_t> clock = boot_clock_id();
   if (!clock || exceeds_file_size_limit(end)) return;
   const FileDescriptor file(
-      ::open(mapping.path().c_str(), O_WRONLY | O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW));
+      open_at_path(mapping.path().c_str(), O_WRONLY | O_NONBLOCK | O_NOFOLLOW));
   struct stat status;
   if (!file || ::fstat(file.number(), &status) != 0 || status.st_ino != mapping.inode() ||
       status.st_dev != mapping.device())
