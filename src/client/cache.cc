@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <utility>
 
+#include "base/file.h"
 #include "base/fork_handlers.h"
 #include "client/appender.h"
 #include "client/bulk_load.h"
@@ -174,7 +175,7 @@ class Cache::Impl {
   Impl(const std::string& state_path, const AttachOptions& given)
       : options_(checked(options_of(given))),
         role_(Role::attached),
-        location_{state_path, {}},
+        location_{absolute_path(state_path), {}},
         state_(open_state()) {
     open(std::make_unique<NoLog>(state_->path()));
   }

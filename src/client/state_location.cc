@@ -201,12 +201,14 @@ StateLocation find_state_location(const Options& options, const std::string& log
   const bool is_in_memory = log_name.starts_with("memory:");
   const std::string name =
       is_in_memory && !options.name.empty() ? options.name : default_name(log_name);
-  if (!options.state_path.empty()) return location_at(options.state_path, name, is_in_memory);
+  // Absolute, since the application may change its working directory.
+  if (!options.state_path.empty())
+    return location_at(absolute_path(options.state_path), name, is_in_memory);
   if (is_in_memory) return create_temporary_location(name);
   if (const std::string given = environment_variable("WHYCACHE_STATE"); !given.empty())
-    return location_at(given, name, is_in_memory);
+    return location_at(absolute_path(given), name, is_in_memory);
 
-  const std::string directory = default_directory();
+  const std::string directory = absolute_path(default_directory());
   if (missing == MissingDirectory::create) create_private_directory(directory);
   return location_in(directory, name);
 }

@@ -178,8 +178,7 @@ std::unique_ptr<State> State::open(const StateOptions& options, const Deadline& 
   check_state_location(options);
   // The process may change its working directory later.
   StateOptions absolute = options;
-  if (options.path.front() != '/')
-    absolute.path = std::filesystem::current_path().string() + "/" + options.path;
+  absolute.path = absolute_path(options.path);
   std::unique_ptr<State> state(new State(absolute));
   Impl& inner = *state->impl_;
   // A usable file at the path is opened without waiting for a lock. Beside a file that is refused,

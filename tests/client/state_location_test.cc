@@ -239,6 +239,40 @@ TEST_F(StateLocationTest, forked_child_keeps_memory_log_state_of_parent) {
   EXPECT_EQ(cache->get("a"), "2");
 }
 
+TEST_F(StateLocationTest, relative_path_is_that_of_the_working_directory_at_the_opening) {
+  const TemporaryDirectory directory;
+  expect_success_in_child([&] {
+    for (const std::string path : {"flags.state", "sub/"}) {
+      fs::current_path(directory.path());
+      fs::create_directory("sub");
+      Options options;
+      options.state_path = path;
+      Cache cache("sqlite://" + directory.file("log.db"), options);
+      cache.set("a", "1");
+      fs::current_path("/");
+      EXPECT_EQ(cache.state_path().find(directory.path() + "/"), 0U) << cache.state_path();
+      cache.close_shared_state();
+      EXPECT_EQ(cache.get("a"), "1");
+      EXPECT_EQ(Cache::attach(cache.state_path()).get("a"), "1");
+      fs::current_path(directory.path());
+    }
+    const Cache attached = Cache::attach("flags.state");
+    EXPECT_EQ(attached.state_path(), directory.file("flags.state"));
+  });
+}
+
+TEST_F(StateLocationTest, relative_path_in_a_directory_that_was_removed_throws_invalid) {
+  const TemporaryDirectory directory;
+  expect_success_in_child([&] {
+    fs::create_directory(directory.file("sub"));
+    fs::current_path(directory.file("sub"));
+    fs::remove(directory.file("sub"));
+    expect_error(
+        ErrorKind::invalid, [] { static_cast<void>(Cache::attach("flags.state")); },
+        "no working directory", "flags.state");
+  });
+}
+
 // --- Refused locations ---
 
 class RefusedStateLocation : public ::testing::Test {
