@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
-#include <filesystem>
 #include <new>
 #include <optional>
 #include <utility>
@@ -39,6 +39,9 @@ namespace whycache {
 namespace {
 
 constexpr int point_read_attempts_max = 4;
+// How long an opening that does not wait for others waits for those of an earlier version to let go
+// of their lock file. Without one of its own, it could not go on.
+constexpr std::chrono::milliseconds upgrade_time_if_not_waiting{100};
 
 // Returns the mode of the lock file: only those who may write to the state can open it, for
 // reading, too. Who can open it can hold a lock that keeps others from writing.
@@ -122,13 +125,13 @@ struct State::Impl final : ForkHandler {
         }) {}
   ~Impl() = default;
 
-  void open_lock_file(const StateOptions& options) {
+  void open_lock_file(const StateOptions& options, const Deadline& deadline) {
     const std::string path = options.path + ".lock";
     try {
       if (options.read_only)
         throw Error(ErrorKind::invalid, "state is open for reads alone: path=" + options.path);
       lock_file = std::make_unique<LockFile>(path, lock_file_mode(mode_of_state(options)),
-                                             trusted_owner(options));
+                                             trusted_owner(options), deadline);
     } catch (const Error& error) {
       if (!options.read_only && !may_only_read(error)) throw;
       lock_file_error = error;
@@ -185,7 +188,8 @@ std::unique_ptr<State> State::open(const StateOptions& options, const Deadline& 
   // no lock file is created.
   StateFileResult found = open_state_file(absolute);
   register_fork_handler(&inner);
-  inner.open_lock_file(absolute);
+  inner.open_lock_file(
+      absolute, absolute.waits_for_others ? deadline : Deadline(upgrade_time_if_not_waiting));
   if (!found.mapping && inner.lock_file == nullptr) {
     found = verify_without_locks(std::move(found));
     if (!found.mapping && absolute.waits_for_others && !absolute.read_only)

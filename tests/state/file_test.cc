@@ -12,12 +12,14 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <thread>
 
+#include "base/clock.h"
 #include "base/file.h"
 #include "base/hash.h"
 #include "base/process_lock.h"
@@ -238,10 +240,32 @@ TEST_F(FileTest, lock_file_of_an_earlier_version_is_replaced_unless_it_is_held) 
   const FileDescriptor earlier = open_file(lock, O_RDWR);
   ASSERT_TRUE(try_lock_byte(earlier.number(), static_cast<std::uint64_t>(StateLock::writer)));
   expect_error(
-      ErrorKind::unavailable, [&] { State::open(options_at(path())); }, "earlier version", lock);
+      ErrorKind::unavailable,
+      [&] { State::open(options_at(path()), Deadline(std::chrono::milliseconds(20))); },
+      "earlier version", lock);
   unlock_byte(earlier.number(), static_cast<std::uint64_t>(StateLock::writer));
   TestState(path()).apply({{"a", "1"}});
   EXPECT_EQ(file_contents(lock).substr(0, 8), std::string(lock_file_magic, 8));
+}
+
+TEST_F(FileTest, lock_file_that_an_earlier_version_holds_for_a_moment_is_waited_for) {
+  const std::string lock = path() + ".lock";
+  for (const bool waits_for_others : {true, false}) {
+    write_file(lock, "whylock1" + std::string(135'160, '\0'));
+    const FileDescriptor earlier = open_file(lock, O_RDWR);
+    ASSERT_TRUE(try_lock_byte(earlier.number(), static_cast<std::uint64_t>(StateLock::append)));
+    std::thread holder([&] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(30));
+      unlock_byte(earlier.number(), static_cast<std::uint64_t>(StateLock::append));
+    });
+    StateOptions options = options_at(path());
+    options.waits_for_others = waits_for_others;
+    // As opening with OpenMode::now, which has no time to wait for a lock.
+    const Deadline deadline(std::chrono::milliseconds(waits_for_others ? 5000 : 0));
+    EXPECT_FALSE(State::open(options, deadline)->usable());
+    holder.join();
+    EXPECT_EQ(file_contents(lock).substr(0, 8), std::string(lock_file_magic, 8));
+  }
 }
 
 TEST_F(FileTest, only_those_who_may_write_the_state_may_open_the_lock_file) {

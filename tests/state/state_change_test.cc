@@ -70,8 +70,9 @@ class StateChange : public ::testing::TestWithParam<const char*> {
     return State::open(options);
   }
   bool is_noted() const {
-    return has_only_own_changes(LockFile(path_ + ".lock", 0600, FileOwner::self_or_root),
-                                open_file(path_, O_RDONLY).number());
+    return has_only_own_changes(
+        LockFile(path_ + ".lock", 0600, FileOwner::self_or_root, State::default_deadline()),
+        open_file(path_, O_RDONLY).number());
   }
   static std::string value_of(const State& state, const std::string& key) {
     std::string value;
@@ -177,7 +178,7 @@ TEST_P(StateChange, later_changes_do_not_excuse_an_earlier_one) {
   {
     const std::unique_ptr<State> reader = open(true);  // it trusts what it finds
     const FileDescriptor file = open_file(path_, O_RDWR);
-    const LockFile locks(path_ + ".lock", 0600, FileOwner::self_or_root);
+    const LockFile locks(path_ + ".lock", 0600, FileOwner::self_or_root, State::default_deadline());
     const OwnChange change(&locks, file.number());
     ASSERT_EQ(::pwrite(file.number(), "\0", 1, 4000), 1);
   }

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstdio>
 #include <string_view>
 #include <utility>
@@ -93,9 +94,10 @@ void create_lock_file(const std::string& path, std::uint32_t mode, Placement pla
 
 }  // namespace
 
-LockFile::LockFile(std::string path, std::uint32_t mode, FileOwner trusted)
+LockFile::LockFile(std::string path, std::uint32_t mode, FileOwner trusted,
+                   const Deadline& deadline)
     : path_(std::move(path)) {
-  open_or_create(mode);
+  open_or_create(mode, deadline);
   register_fork_handler(this, [this] {
     // The descriptor so far may have been inherited by a child that no handler told to close it.
     file_ = open_file(path_, O_RDWR);
@@ -109,7 +111,7 @@ LockFile::LockFile(std::string path, std::uint32_t mode, FileOwner trusted)
 }
 
 // Sees to it that a whole lock file is at the path.
-void LockFile::open_or_create(std::uint32_t mode) {
+void LockFile::open_or_create(std::uint32_t mode, const Deadline& deadline) {
   constexpr int attempts_max = 10;
   for (int attempt = 0; attempt < attempts_max; ++attempt) {
     const FileDescriptor file = open_file_if_exists(path_, O_RDWR | O_NONBLOCK);
@@ -122,7 +124,9 @@ void LockFile::open_or_create(std::uint32_t mode) {
     if (content == Content::foreign) throw not_a_lock_file(path_);
     // No process holds a lock of a file that a power cut has left. One of an earlier version may be
     // in use: as long as its locks are held, its processes cannot write.
-    if (!try_lock_range(file.number(), state_locks)) {
+    while (!try_lock_range(file.number(), state_locks)) {
+      deadline.sleep(std::chrono::milliseconds(1));
+      if (!deadline.passed()) continue;
       throw Error(ErrorKind::unavailable,
                   "lock file is held by a process of an earlier version: path=" + path_ +
                       " (end the processes that were started before the upgrade, or retry)");

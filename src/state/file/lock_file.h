@@ -14,6 +14,7 @@
 #include <memory>
 #include <string>
 
+#include "base/clock.h"
 #include "base/file.h"
 #include "base/fork_handlers.h"
 
@@ -53,11 +54,12 @@ inline constexpr const char* new_lock_file_suffix = ".new-";
 class LockFile final : public ForkHandler {
  public:
   // Opens the file at `path`, and creates it first if it is missing, or is what a power cut left
-  // of a new one. Replaces the lock file of an earlier version of the library: its processes then
-  // cannot write any more. Gives the file the stricter of its own mode and `mode`, if this user
-  // owns it. Throws Error(invalid) if the file belongs to another user or must not be opened,
-  // Error(corrupt) if it is not a lock file, Error(unavailable) if an earlier version is writing.
-  LockFile(std::string path, std::uint32_t mode, FileOwner trusted);
+  // of a new one. Replaces the lock file of an earlier version of the library, as soon as none of
+  // its processes holds a lock: they then cannot write any more. Gives the file the stricter of its
+  // own mode and `mode`, if this user owns it. Throws Error(invalid) if the file belongs to another
+  // user or must not be opened, Error(corrupt) if it is not a lock file, Error(unavailable) if an
+  // earlier version holds a lock until the deadline.
+  LockFile(std::string path, std::uint32_t mode, FileOwner trusted, const Deadline& deadline);
   ~LockFile();
   LockFile(const LockFile&) = delete;
   LockFile& operator=(const LockFile&) = delete;
@@ -74,7 +76,7 @@ class LockFile final : public ForkHandler {
   // A child opens the file again. If it cannot be opened, every lock is an Error.
   void after_fork_in_child() noexcept override;
 
-  void open_or_create(std::uint32_t mode);
+  void open_or_create(std::uint32_t mode, const Deadline& deadline);
   void map(std::uint32_t mode, FileOwner trusted);
   void release() noexcept;
 
