@@ -250,7 +250,8 @@ std::string State::unusable_reason() const {
 std::optional<LogIdentity> State::switch_if_replaced(const Deadline& deadline) const {
   CurrentFile& current_file = impl_->current_file;
   const std::shared_ptr<Mapping> mapping = current_file.mapping();
-  if (mapping && mapping->holds_whole_file() && is_in_place(*mapping)) {
+  if (mapping && mapping->holds_whole_file() && is_in_place(*mapping) &&
+      (can_lock() || !is_copied_up(*mapping))) {
     if (is_superseded(*mapping)) clear_stale_superseded_bit();
     current_file.unmap_retired();
     return std::nullopt;

@@ -173,6 +173,24 @@ class FileSystemTest(EnvironmentTest):
         self.assert_right_or_error(reader.finish()["get=a"], "2" if written["set=a:2"].ok else "1")
         below.verify(b="2")
 
+    def test_attached_reader_of_a_lower_layer_goes_over_to_its_copy(self):
+        for host in ((), ("close_range",)):
+            layers, options = self.overlay()
+            below = Machine(self, f"{layers}/lower", self.directory)
+            below.begin()
+            directory = self.mount("-t", "overlay", "overlay", "-o", options)
+            machine = Machine(self, directory, self.directory)
+            reader = machine.start("attach", "hold", *host, "pause", "await=4", "get=a", "held=a",
+                                   options=["any_file_system"])
+            steps = {step.name: step for step in reader.wait_for_pause()}
+            self.assertTrue(steps["attach"].ok, steps)
+            written = machine.run("open", "set=a:2", "set=a:3", options=["any_file_system"])
+            self.assertTrue(written["set=a:3"].ok, written)
+            reader.resume()
+            steps = reader.finish()
+            self.assertEqual((steps["get=a"].value, steps["held=a"].value), ("3", "1"), steps)
+            below.verify(b="2")
+
     def scenarios_on(self, kind):
         directory = self.make_file_system(kind, 512 if kind == "xfs" else 64)
         self.run_scenarios(directory)

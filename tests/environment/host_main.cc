@@ -6,6 +6,8 @@
 //   STEP <tab> ok <tab> RESULT, or STEP <tab> error <tab> KIND <tab> ERRNO <tab> MESSAGE
 //
 //   open             opens the cache
+//   attach           attaches to the state, without the log
+//   await=ID         waits until others have applied this update; RESULT is the applied id
 //   get=KEY          reads; RESULT is the value, or "(absent)"
 //   view=KEY         reads from a new view
 //   hold             opens a view, and keeps it; held=KEY reads from it
@@ -128,6 +130,11 @@ class Host {
     const std::string second = colon < argument.size() ? argument.substr(colon + 1) : "";
     if (name == "open") {
       cache_ = std::make_unique<Cache>(log_, options_);
+    } else if (name == "attach") {
+      cache_ = std::make_unique<Cache>(
+          Cache::attach(options_.state_path, {.any_file_system = options_.any_file_system}));
+    } else if (name == "await") {
+      return std::to_string(cache().update({.at_least = std::stoul(argument)}));
     } else if (name == "get") {
       return cache().get(argument).value_or("(absent)");
     } else if (name == "view") {

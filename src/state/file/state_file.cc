@@ -1,6 +1,7 @@
 #include "state/file/state_file.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
@@ -277,6 +278,15 @@ bool is_in_place(const Mapping& mapping) {
   struct stat status;
   return ::lstat(mapping.path().c_str(), &status) == 0 && status.st_ino == mapping.inode() &&
          status.st_dev == mapping.device();
+}
+
+bool is_copied_up(const Mapping& mapping) {
+  if (file_system_type(parent_directory(mapping.path())) != OVERLAYFS_SUPER_MAGIC) return false;
+  const FileDescriptor file(
+      open_at_path(mapping.path().c_str(), O_RDONLY | O_NONBLOCK | O_NOFOLLOW));
+  HeaderFixed fixed;
+  return file && ::pread(file.number(), &fixed, sizeof fixed, 0) == ssize_t{sizeof fixed} &&
+         header_fault(fixed).empty() && fixed.state_id != mapping.header().fixed.state_id;
 }
 
 void write_fixed_header(Header& header, const Uuid& log_uuid, const std::string& log_name,

@@ -64,6 +64,10 @@ LogIdentity log_of(const HeaderFixed& header);
 
 // Whether the mapped file is still the one at its path.
 bool is_in_place(const Mapping& mapping);
+// Whether an overlay file system has copied the file to another layer since this process, which may
+// only read it, has mapped it. The copy has the same inode number, and is the one that writers
+// change. They have adopted it, and so given it another state id.
+bool is_copied_up(const Mapping& mapping);
 
 // Writes the fixed header of a new file, or of one that is adopted.
 void write_fixed_header(Header& header, const Uuid& log_uuid, const std::string& log_name,
