@@ -73,13 +73,13 @@ bool is_ahead_of(const Mapping& mapping, const StateInfo& than) {
   }
 }
 
-// Verifies a file from elsewhere for this process alone, which may not adopt it. No process can
-// adopt it meanwhile.
+// Verifies a file from elsewhere for this process alone, which may not adopt it. Another process
+// may adopt it later, while this one reads.
 StateFileResult verify_without_locks(StateFileResult found) {
   if (!found.foreign) return found;
   Mapping& mapping = *found.foreign;
   // First, so that no process can adopt it meanwhile.
-  const bool is_marked = mark_in_use(mapping.descriptor());
+  const bool is_marked = mark_verifying(mapping.descriptor());
   if (!is_marked || mapping.header().fixed.state_id != mapping.state_id()) {
     found.unusable_reason =
         "another process is verifying it, or has just done so: path=" + mapping.path() + " (retry)";
@@ -89,6 +89,8 @@ StateFileResult verify_without_locks(StateFileResult found) {
   } else if (const std::vector<std::string> faults = verify(mapping, false, {}); !faults.empty()) {
     found.unusable_reason = "it does not verify: " + faults.front() + " path=" + mapping.path();
   } else {
+    mark_reading(mapping.descriptor());
+    unmark_verifying(mapping.descriptor());
     found.mapping = std::move(found.foreign);
     found.adopted = true;
   }
@@ -198,7 +200,7 @@ std::unique_ptr<State> State::open(const StateOptions& options, const Deadline& 
     try {
       const HeldLock install = state->lock(StateLock::install, deadline);
       const HeldLock writer = state->lock(StateLock::writer, deadline);
-      found = state->open_with_locks();
+      found = state->open_with_locks(deadline);
     } catch (const Error& error) {
       if (absolute.waits_for_others || error.kind() != ErrorKind::unavailable) throw;
       found.unusable_reason = error.what();
@@ -220,8 +222,8 @@ bool State::is_trusted(const Mapping& mapping) const {
 
 // Opens the file at the path. One from elsewhere, or that another program has changed, is verified.
 // The caller holds StateLock::install and StateLock::writer.
-StateFileResult State::open_with_locks() const {
-  StateFileResult found = open_or_adopt_state_file(options_);
+StateFileResult State::open_with_locks(const Deadline& deadline) const {
+  StateFileResult found = open_or_adopt_state_file(options_, deadline);
   if (!found.mapping) return found;
   if (!found.adopted) {
     if (is_trusted(*found.mapping)) return found;
@@ -267,7 +269,7 @@ std::optional<LogIdentity> State::switch_if_replaced(const Deadline& deadline) c
     if (can_lock()) {
       install.emplace(lock(StateLock::install, deadline));
       writer.emplace(lock(StateLock::writer, deadline));
-      found = open_with_locks();
+      found = open_with_locks(deadline);
     } else {
       found = verify_without_locks(open_state_file(options_));
     }
@@ -634,16 +636,26 @@ std::optional<std::int64_t> State::poll_time(PollTime PollRecord::*which,
   const ReadSection reading;
   const Mapping* const mapping = impl_->current_file.unowned_mapping();
   if (mapping == nullptr || is_superseded(*mapping)) return std::nullopt;
-  return read_poll_time(mapping->header().poll_record.*which, mapping->state_id(), now_ns);
+  const Header& header = mapping->header();
+  const auto recorded_for = [&](std::uint64_t state_id) {
+    return read_poll_time(header.poll_record.*which, state_id, now_ns);
+  };
+  const std::optional<std::int64_t> time_ns = recorded_for(mapping->state_id());
+  // A file that this process has verified for itself may have been adopted since.
+  return time_ns || header.fixed.state_id == mapping->state_id()
+             ? time_ns
+             : recorded_for(header.fixed.state_id);
 }
 
 bool State::was_polled_by_another_clock() const {
   const ReadSection reading;
   const Mapping* const mapping = impl_->current_file.unowned_mapping();
   if (mapping == nullptr || is_superseded(*mapping)) return false;
-  const PollTime& last = mapping->header().poll_record.last;
+  const Header& header = mapping->header();
+  const PollTime& last = header.poll_record.last;
+  // The id in the header: another process may have adopted the file.
   return last.time_ns.load(std::memory_order_relaxed) != 0 &&
-         !read_poll_time(last, mapping->state_id(), 0);
+         !read_poll_time(last, header.fixed.state_id, 0);
 }
 
 UpdateId State::known_head() const {
@@ -761,7 +773,7 @@ bool State::install(StateBuilder& builder, InstallPolicy policy,
     if (was_own) note_own_changes(*impl_->lock_file, old_file.number());
     throw system_error("cannot put state file in place", options_.path, error);
   }
-  StateFileResult found = open_or_adopt_state_file(options_);
+  StateFileResult found = open_or_adopt_state_file(options_, deadline);
   if (!found.mapping)
     throw Error(ErrorKind::corrupt, "new state cannot be used: " + found.unusable_reason);
   note_own_changes(*impl_->lock_file, found.mapping->descriptor());

@@ -193,7 +193,7 @@ class State {
   explicit State(StateOptions options);
   void clear_stale_superseded_bit() const noexcept;
   bool is_trusted(const Mapping& mapping) const;
-  StateFileResult open_with_locks() const;
+  StateFileResult open_with_locks(const Deadline& deadline) const;
   std::optional<LogIdentity> of_other_log(const Mapping& found) const;
   // --- Point reads (read/point_read.h) ---
   struct CopyValue;

@@ -145,6 +145,34 @@ TEST(Attach, forked_child_reads_and_waits) {
             "");
 }
 
+// As after a reboot: a copy is a file from elsewhere, too.
+TEST(Attach, state_that_a_reader_attached_to_first_is_adopted_and_not_rebuilt) {
+  const Fleet fleet("sqlite");
+  fleet.open("berlin").set("a", "1");
+  std::filesystem::copy_file(fleet.state_path("berlin"), fleet.state_path("rebooted"));
+  const SharedWithChildren<std::atomic<int>> step;
+  ChildProcess reader([&]() -> std::string {
+    Cache attached = Cache::attach(fleet.state_path("rebooted"));
+    const View view = attached.view();
+    if (view.get("a") != "1") return "before it was adopted";
+    *step = 1;
+    if (attached.update({.at_least = 100, .deadline = std::chrono::seconds(20)}) < 100)
+      return "what others apply is not seen";
+    attached.update({.staleness_max = std::chrono::minutes(1)});
+    return view.get("a") == "1" && attached.get("a") == "100" ? "" : "values";
+  });
+  while (*step != 1) std::this_thread::sleep_for(milliseconds(1));
+  testing::Events events;
+  Options options;
+  options.on_event = events.listener();
+  Cache follower = fleet.open("rebooted", options);
+  for (int i = 2; i <= 100; ++i) follower.set("a", std::to_string(i));
+  follower.update();
+  EXPECT_EQ(reader.wait(), "");
+  EXPECT_EQ(events.count(Event::Kind::stray_state) + events.count(Event::Kind::rebuilt), 0);
+  EXPECT_EQ(follower.counters().rebuilds_damaged, 0U);
+}
+
 class AttachReadOnly : public ::testing::Test {
  protected:
   // Waits until a child has come to a step, or has most likely failed.

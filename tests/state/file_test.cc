@@ -26,6 +26,7 @@
 #include "state/file/layout.h"
 #include "state/file/lock_file.h"
 #include "state/file/state_file.h"
+#include "state/file/use_locks.h"
 #include "state/test_state.h"
 #include "support/child_process.h"
 #include "support/mappings.h"
@@ -1258,6 +1259,77 @@ TEST_F(FileTest, copy_of_a_clean_state_is_adopted) {
   EXPECT_EQ(state.get("copy"), std::nullopt);
   EXPECT_FALSE(TestState(path("copy.state"))->adopted());
   EXPECT_EQ(state.check(), std::vector<std::string>{});
+}
+
+TEST_F(FileTest, copy_is_adopted_beside_a_process_that_reads_it) {
+  const std::string copy = path("copy.state");
+  {
+    TestState state(path());
+    for (int i = 0; i < 300; ++i)
+      state.apply({{"key" + std::to_string(i % 100), std::string(3'000, 'v')},
+                   {"key" + std::to_string(i % 7), std::nullopt}});
+  }
+  fs::copy_file(path(), copy);
+  StateOptions read_only = options_at(copy, std::uint64_t{64} << 30);
+  read_only.read_only = true;
+  const std::unique_ptr<State> reader = State::open(read_only);
+  ASSERT_TRUE(reader->usable()) << reader->unusable_reason();
+  const View view(reader->pin());
+  const Contents before = TestState::contents(view);
+  const std::uint64_t inode = inode_of(copy);
+
+  TestState writer(copy);
+
+  EXPECT_TRUE(writer->adopted());
+  EXPECT_EQ(inode_of(copy), inode) << "it was built again";
+  for (int i = 0; i < 3'000; ++i)
+    writer.apply({{"key" + std::to_string(i % 50), std::string(3'000, 'w')},
+                  {"key" + std::to_string(50 + i % 50), std::nullopt}});
+  EXPECT_EQ(TestState::contents(view), before);
+  EXPECT_EQ(TestState::contents(View(reader->pin())), writer.contents());
+  std::string value;
+  EXPECT_TRUE(reader->get("key1", value));
+  EXPECT_EQ(value, std::string(3'000, 'w'));
+  EXPECT_EQ(writer.check(), std::vector<std::string>{});
+  const std::int64_t now_ns = boot_time_ns();
+  writer->record_poll(now_ns, 7);
+  EXPECT_EQ(reader->last_poll_time_ns(), now_ns);
+  EXPECT_FALSE(reader->was_polled_by_another_clock());
+}
+
+TEST_F(FileTest, copy_is_adopted_once_a_process_has_verified_it_for_itself) {
+  const std::string copy = path("copy.state");
+  { TestState(path()).apply({{"a", "1"}}); }
+  fs::copy_file(path(), copy);
+  FileDescriptor reader = open_file(copy, O_RDONLY);
+  ASSERT_TRUE(mark_verifying(reader.number()));
+  EXPECT_THAT(
+      State::open(options_at(copy), Deadline(std::chrono::milliseconds(20)))->unusable_reason(),
+      HasSubstr("was still verifying it"));
+  std::thread verifying([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    mark_reading(reader.number());
+    unmark_verifying(reader.number());
+  });
+  EXPECT_TRUE(TestState(copy)->adopted());
+  verifying.join();
+}
+
+TEST_F(FileTest, copy_is_not_adopted_beside_a_process_for_which_it_is_its_own) {
+  const std::string copy = path("copy.state");
+  { TestState(path()).apply({{"a", "1"}}); }
+  fs::copy_file(path(), copy);
+  std::optional<FileDescriptor> user(open_file(copy, O_RDONLY));
+  ASSERT_TRUE(mark_in_use(user->number()));
+  EXPECT_THAT(State::open(options_at(copy))->unusable_reason(),
+              HasSubstr("other processes use it"));
+  // Not in use, but just being opened.
+  std::thread opening([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(3));
+    user.reset();
+  });
+  EXPECT_TRUE(State::open(options_at(copy))->usable());
+  opening.join();
 }
 
 TEST_F(FileTest, copy_made_during_writes_is_correct_or_rejected) {

@@ -171,7 +171,8 @@ TEST_F(PinsTest, forged_pins_stop_neither_writers_nor_readers) {
 TEST_F(PinsTest, file_in_use_is_not_adopted) {
   state_.apply({{"a", "1"}});
   const FileDescriptor file = open_file(path_, O_RDWR);
-  EXPECT_FALSE(exclude_users(file.number())) << "by this process";
+  const Deadline at_once(std::chrono::milliseconds(0));
+  EXPECT_EQ(exclude_users(file.number(), at_once), Exclusion::in_use) << "by this process";
   EXPECT_FALSE(is_in_use_by_others(file.number()));
   ChildProcess child([&]() -> std::string {
     const FileDescriptor own = open_file(path_, O_RDWR);

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 
+#include <chrono>
 #include <optional>
 #include <string>
 #include <utility>
@@ -33,7 +34,7 @@ void own_blocks(const Mapping& mapping) {
 
 // Verifies a file from elsewhere, and makes it a file of this boot. Returns the reason if it cannot
 // be trusted, or an empty string.
-std::string adopt(const StateOptions& options, const Mapping& foreign) {
+std::string adopt(const StateOptions& options, const Mapping& foreign, const Deadline& deadline) {
   if (is_disowned(foreign.header().fixed))
     return "another program has changed it, and it did not verify";
   // Acquire: pairs with the release store of clear_writer_active().
@@ -43,9 +44,15 @@ std::string adopt(const StateOptions& options, const Mapping& foreign) {
   Mapping mapping(open_file(options.path, O_RDWR), options.path, options.bytes_max,
                   Mapping::Access::write);
   if (!is_same_file(mapping, foreign)) return replaced_meanwhile;
-  if (!exclude_users(mapping.descriptor()))
-    return "other processes use it, for which it is of another boot (a container's boot id?), or "
-           "have it open to read it unverified";
+  // The rest of the time is for building a new state, if a reader does not come to an end.
+  const auto half = std::chrono::duration_cast<std::chrono::milliseconds>(deadline.remaining()) / 2;
+  switch (exclude_users(mapping.descriptor(), deadline.at_most(half))) {
+    case Exclusion::in_use:
+      return "other processes use it, for which it is of another boot (a container's boot id?)";
+    case Exclusion::being_verified:
+      return "another process, which may only read it, was still verifying it";
+    case Exclusion::complete: break;
+  }
   // A child that another thread forks meanwhile shares the open file, and would keep the lock.
   struct AdmitOnExit {
     ~AdmitOnExit() { admit_users(descriptor); }
@@ -59,7 +66,8 @@ std::string adopt(const StateOptions& options, const Mapping& foreign) {
 
   Header& header = mapping.writable_header();
   mark_writer_active(header);
-  Applier applier(mapping, Readers::none, options.bytes_max);
+  // Processes that have verified it for themselves may hold views of it.
+  Applier applier(mapping, Readers::any, options.bytes_max);
   try {
     recover(applier.allocator(), applier.point_index());
   } catch (const Error& error) {
@@ -77,10 +85,10 @@ std::string adopt(const StateOptions& options, const Mapping& foreign) {
 
 }  // namespace
 
-StateFileResult open_or_adopt_state_file(const StateOptions& options) {
+StateFileResult open_or_adopt_state_file(const StateOptions& options, const Deadline& deadline) {
   StateFileResult found = open_state_file(options, true);
   if (!found.foreign) return found;
-  const std::string fault = adopt(options, *found.foreign);
+  const std::string fault = adopt(options, *found.foreign, deadline);
   if (!fault.empty()) return {nullptr, fault + ": path=" + options.path, true, nullptr};
   // adopt() has rewritten the header, so map the file again.
   found.foreign.reset();
