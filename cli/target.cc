@@ -275,7 +275,7 @@ StateSource::StateSource(const Target& target) {
   if (!is_in_memory(target) && !is_state_absent(target)) {
     auto state = open_state(target);
     if (state->usable() && !state->adopted() &&
-        (state_location(target).is_alias() ||
+        (state_location(target).is_name_confirmed ||
          is_name_of_log(state->info().log_name, target_log_name(target)))) {
       state_ = std::move(state);
       return;

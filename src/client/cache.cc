@@ -136,8 +136,7 @@ void prepare_state(Session& session) {
   }
   session.note_usable_state();
   const StateInfo info = session.state.info();
-  // An alias was created after the log had confirmed that the state is its own.
-  const bool is_of_log = info.log_name == session.log.name() || session.location.is_alias();
+  const bool is_of_log = info.log_name == session.log.name() || session.location.is_name_confirmed;
   if (is_of_log && !session.state.adopted()) return;
   try {
     const Extent extent =

@@ -163,11 +163,22 @@ bool apply_log_up_to(Session& session, Build& build, UpdateId last, Backoff& bac
   return true;
 }
 
+// Returns the name of the log that a new state bears. One that is built by the name of an alias
+// keeps the name that its path stands for: processes that use that name then need not ask the log.
+std::string log_name_of_build(const Session& session, const Uuid& log_uuid) {
+  if (session.location.is_alias()) {
+    if (std::optional<LogIdentity> present = find_log_of_state(session.state.path());
+        present && present->uuid == log_uuid)
+      return std::move(present->name);
+  }
+  return session.log.name();
+}
+
 // Makes one attempt. Returns nullopt if the log was rewritten or replaced meanwhile.
 std::optional<Build> try_build(Session& session, const Extent& extent, UpdateId last,
                                Backoff& backoff, BaseProgress& progress) {
   Build build;
-  build.builder = session.state.begin_build(extent.uuid, session.log.name());
+  build.builder = session.state.begin_build(extent.uuid, log_name_of_build(session, extent.uuid));
   build.extent = extent;
   build.position = {extent.uuid, 0, chain_start(extent.uuid)};
   if (extent.base > 0) {
@@ -274,7 +285,7 @@ void check_may_replace(const Session& session, const LogIdentity& present, const
   const bool is_in_use = session.state.is_used_by_others();
   const bool has_name = present.name == session.log.name();
   if (!is_in_use && (has_seen || has_name || session.state.adopted())) return;
-  if (is_alias) {
+  if (is_alias || session.location.is_name_confirmed) {
     remove_alias(session.location.name_path);
     throw LogError(ErrorKind::corrupt,
                    "state belongs to another log than the alias that led to it: path=" +

@@ -24,6 +24,8 @@ namespace whycache {
 namespace {
 
 constexpr std::string_view state_suffix = ".state";
+constexpr std::string_view name_suffix = ".name";
+constexpr std::string_view reservation_suffix = ".log";
 constexpr std::size_t hash_digits = 16;
 constexpr int reservation_attempts_max = 10;
 
@@ -86,7 +88,14 @@ std::string beside(const std::string& path, const std::string& name) {
 }
 
 std::string reservation_path(const std::string& name_path, const Uuid& log_uuid) {
-  return beside(name_path, to_string(log_uuid) + ".log");
+  return beside(name_path, to_string(log_uuid) + std::string(reservation_suffix));
+}
+
+// Returns the path of the alias of a name whose own path may have a state.
+std::string name_link_path(const std::string& name_path) {
+  std::string path = name_path;
+  if (path.ends_with(state_suffix)) path.resize(path.size() - state_suffix.size());
+  return path + std::string(name_suffix);
 }
 
 bool is_link(const std::string& path) {
@@ -94,9 +103,11 @@ bool is_link(const std::string& path) {
   return ::lstat(path.c_str(), &status) == 0 && S_ISLNK(status.st_mode);
 }
 
-// Returns the path that a link leads to; nullopt if there is none that may be followed. A user who
-// could put a link there could also be one who must not choose what others read.
-std::optional<std::string> read_link(const std::string& path) {
+// Returns the path that a link leads to, which ends with `suffix`; nullopt if there is none that
+// may be followed. A user who could put a link there could also be one who must not choose what
+// others read.
+std::optional<std::string> read_link(const std::string& path,
+                                     std::string_view suffix = state_suffix) {
   struct stat status;
   struct stat directory;
   if (::lstat(path.c_str(), &status) != 0 || !S_ISLNK(status.st_mode) ||
@@ -108,7 +119,7 @@ std::optional<std::string> read_link(const std::string& path) {
   const ssize_t size = ::readlink(path.c_str(), text.data(), text.size());
   if (size <= 0 || static_cast<std::size_t>(size) == text.size()) return std::nullopt;
   const std::string name(text.data(), static_cast<std::size_t>(size));
-  if (name.find('/') != std::string::npos || name.front() == '.' || !name.ends_with(state_suffix))
+  if (name.find('/') != std::string::npos || name.front() == '.' || !name.ends_with(suffix))
     return std::nullopt;
   return beside(path, name);
 }
@@ -182,23 +193,43 @@ std::string reserve(const std::string& name_path, const Uuid& log_uuid) {
   return path;
 }
 
+// Returns the uuid of the log that has confirmed the name whose path has a state that bears another
+// one, with the state that is reserved for it. A stale reservation does not count.
+std::optional<std::pair<Uuid, std::string>> find_confirmed_log(const std::string& name_path) {
+  const std::optional<std::string> reservation =
+      read_link(name_link_path(name_path), reservation_suffix);
+  if (!reservation) return std::nullopt;
+  const std::optional<std::string> path = read_link(*reservation);
+  if (!path) return std::nullopt;
+  const FoundFile file = examine(*path);
+  if (file.kind != PathContent::state || reservation_path(name_path, file.log.uuid) != *reservation)
+    return std::nullopt;
+  return std::pair(file.log.uuid, *path);
+}
+
 }  // namespace
 
-std::optional<std::string> find_linked_state(const std::string& name_path) {
-  std::string path = name_path;
+std::optional<LinkedState> find_linked_state(const std::string& name_path) {
+  LinkedState found{name_path};
   if (is_link(name_path)) {
     const std::optional<std::string> target = read_link(name_path);
-    if (!target) return name_path;  // opening it is refused, as of every link
-    path = *target;
+    if (!target) return found;  // opening it is refused, as of every link
+    found = {*target, true};
   }
-  const FoundFile file = examine(path);
+  const FoundFile file = examine(found.path);
+  if (found.path == name_path) {
+    if (const auto confirmed = find_confirmed_log(name_path)) {
+      if (!is_state_of(file, confirmed->first)) return LinkedState{confirmed->second, true};
+      found.is_name_confirmed = true;
+    }
+  }
   if (file.kind == PathContent::absent) return std::nullopt;
-  if (file.kind != PathContent::state) return path;  // opening it reports why it cannot be used
-  std::optional<std::string> reserved = read_link(reservation_path(path, file.log.uuid));
-  if (reserved && *reserved != path && is_state_of(examine(*reserved), file.log.uuid) &&
-      !is_behind(*reserved, path))
-    return reserved;
-  return path;
+  if (file.kind != PathContent::state) return found;  // opening it reports why it cannot be used
+  std::optional<std::string> reserved = read_link(reservation_path(found.path, file.log.uuid));
+  if (reserved && *reserved != found.path && is_state_of(examine(*reserved), file.log.uuid) &&
+      !is_behind(*reserved, found.path))
+    return LinkedState{std::move(*reserved), true};
+  return found;
 }
 
 std::optional<LogIdentity> find_log_of_state(const std::string& path) {
@@ -208,8 +239,15 @@ std::optional<LogIdentity> find_log_of_state(const std::string& path) {
 
 std::string reserve_state(const std::string& name_path, const Uuid& log_uuid) {
   std::string path = reserve(name_path, log_uuid);
-  if (path != name_path && !create_link(path, name_path) && read_link(name_path) != path)
-    replace_link(path, name_path);
+  const bool is_alias =
+      path != name_path && (create_link(path, name_path) || read_link(name_path) == path ||
+                            replace_link(path, name_path));
+  // The path of the name has a state, which bears another name.
+  if (!is_alias && examine(name_path).kind == PathContent::state) {
+    const std::string reservation = reservation_path(name_path, log_uuid);
+    const std::string link = name_link_path(name_path);
+    if (!create_link(reservation, link)) replace_link(reservation, link);
+  }
   return path;
 }
 
@@ -233,7 +271,9 @@ void record_state(const std::string& state_path, const Uuid& log_uuid) noexcept 
 
 void remove_alias(const std::string& name_path) noexcept {
   try {
-    if (is_link(name_path)) ::unlink(name_path.c_str());
+    for (const std::string& link : {name_path, name_link_path(name_path)}) {
+      if (is_link(link)) ::unlink(link.c_str());
+    }
   } catch (const std::exception&) {  // the next process is told to choose another path again
   }
 }

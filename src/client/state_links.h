@@ -9,6 +9,9 @@
 //   UUID.log -> INSTANCE-...    reserves the uuid for that state. The system call that creates it
 //                               decides between processes that open the log at the same time.
 //   INSTANCE-HASH2.state -> ..  an alias, for another name of the log
+//   INSTANCE-HASH.name -> UUID.log
+//                               an alias for a name whose path has a state that bears another name:
+//                               it was built by the name of an alias
 //
 // A name that exists is used without asking the log. The uuid in the state's header, not the name
 // of a link, tells whether a reservation is valid; a stale one is replaced. A process that may not
@@ -25,10 +28,16 @@
 
 namespace whycache {
 
+struct LinkedState {
+  std::string path;
+  // Whether a link says that the log has confirmed the name.
+  bool is_name_confirmed = false;
+};
+
 // Returns the state that `name_path`, the path of a log's name, leads to without asking the log, or
 // nullopt if there is none yet. If there is another state of the same log, returns the one that is
 // reserved, unless it is behind. Changes nothing.
-std::optional<std::string> find_linked_state(const std::string& name_path);
+std::optional<LinkedState> find_linked_state(const std::string& name_path);
 
 // Returns the log of the state at the path, by its header; nullopt if there is none that is known.
 std::optional<LogIdentity> find_log_of_state(const std::string& path);
@@ -41,8 +50,8 @@ std::string reserve_state(const std::string& name_path, const Uuid& log_uuid);
 // behind.
 void record_state(const std::string& state_path, const Uuid& log_uuid) noexcept;
 
-// Removes `name_path` if it is an alias: it leads to the state of another log. The next process
-// asks the log.
+// Removes the alias of `name_path`, which leads to the state of another log. The next process asks
+// the log.
 void remove_alias(const std::string& name_path) noexcept;
 
 }  // namespace whycache

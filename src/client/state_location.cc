@@ -69,7 +69,10 @@ std::string default_name(const std::string& log_name) {
 StateLocation location_in(const std::string& directory, const std::string& name) {
   StateLocation location;
   location.name_path = directory + (directory.ends_with('/') ? "" : "/") + name + ".state";
-  location.path = find_linked_state(location.name_path).value_or(location.name_path);
+  const LinkedState found =
+      find_linked_state(location.name_path).value_or(LinkedState{location.name_path});
+  location.path = found.path;
+  location.is_name_confirmed = found.is_name_confirmed;
   return location;
 }
 
@@ -219,7 +222,8 @@ StateLocation locate_state(const Options& options, Log& log) {
   const std::optional<LogIdentity> present = find_log_of_state(location.path);
   if (present) record_state(location.path, present->uuid);
   const bool exists = ::access(location.path.c_str(), F_OK) == 0;
-  if (exists && (!present || present->name == log.name() || location.is_alias())) return location;
+  if (exists && (!present || present->name == log.name() || location.is_name_confirmed))
+    return location;
 
   StateOptions state;
   state.path = location.path;
@@ -231,6 +235,8 @@ StateLocation locate_state(const Options& options, Log& log) {
     const Uuid uuid = is_needed ? ask_for_uuid(log, options, options.deadline)
                                 : ask_once(log, Deadline(log_time_if_not_needed));
     location.path = reserve_state(location.name_path, uuid);
+    const std::optional<LogIdentity> reserved = find_log_of_state(location.path);
+    location.is_name_confirmed = reserved && reserved->uuid == uuid;
   } catch (const Error&) {
     if (is_needed) throw;
   }

@@ -17,6 +17,8 @@ struct StateLocation {
   // The path that the log's name has, if the library named the state after it: `path` itself, or an
   // alias of it. Empty if the user named the file.
   std::string name_path;
+  // Whether the log has confirmed the name, although the state may bear another one of its names.
+  bool is_name_confirmed = false;
 
   bool is_named_after_log() const { return !name_path.empty(); }
   bool is_alias() const { return is_named_after_log() && path != name_path; }

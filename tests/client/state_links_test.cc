@@ -347,6 +347,81 @@ TEST_F(StateLinks, name_whose_place_was_taken_gets_another_place) {
   EXPECT_EQ(states().size(), 2U);
 }
 
+// --- States that were built by the name of an alias ---
+
+TEST_F(StateLinks, state_rebuilt_by_an_alias_keeps_its_name) {
+  Cache one = open("one", flags);
+  one.set("k", "1");
+  Cache elsewhere = flags.open("elsewhere");
+  elsewhere.set("k", "2");
+  elsewhere.rewrite_history();
+
+  Cache two = open("two", flags);
+  two.update();
+  ASSERT_EQ(two.counters().rebuilds_behind_base, 1U);
+
+  EXPECT_EQ(open_offline("one").get("k"), "2");
+  EXPECT_EQ(events.messages(Event::Kind::retried), "") << "the log was asked";
+  EXPECT_EQ(find_log_of_state(path_of_name("one"))->name, name_of("one"));
+}
+
+TEST_F(StateLinks, name_of_a_state_built_by_an_alias_is_confirmed_once) {
+  Cache one = open("one", flags);
+  one.set("k", "1");
+  open("two", flags);
+  one.delete_shared_state();
+  open("two", flags);
+  ASSERT_EQ(find_log_of_state(path_of_name("one"))->name, name_of("two"));
+
+  for (const int asked : {1, 0, 0}) {
+    auto script = std::make_shared<Script>();
+    const Cache again(std::make_unique<NamedLog>(
+                          name_of("one"), std::make_unique<ScriptedLog>(flags.log(), script)),
+                      options());
+    EXPECT_EQ(script->extent_count, asked);
+    EXPECT_EQ(again.state_path(), path_of_name("one"));
+  }
+  EXPECT_EQ(open_offline("one").get("k"), "1");
+  EXPECT_EQ(events.messages(Event::Kind::retried), "") << "the log was asked";
+}
+
+TEST_F(StateLinks, name_whose_place_was_taken_is_found_offline) {
+  open("one", flags).set("k", "flags");
+  auto made = std::make_unique<NamedLog>(name_of("two"), flags.log());
+  NamedLog& log = *made;
+  Cache two(std::move(made), options());
+  two.update();
+  other.open("elsewhere").set("k", "other");
+  log.switch_to(other.log());
+  two.update();
+  open("one", flags);
+
+  EXPECT_EQ(open_offline("one").get("k"), "flags");
+  EXPECT_EQ(events.messages(Event::Kind::retried), "") << "the log was asked";
+}
+
+TEST_F(StateLinks, confirmed_name_that_leads_to_another_log_later_is_forgotten) {
+  Cache one = open("one", flags);
+  one.set("k", "flags");
+  open("two", flags);
+  one.delete_shared_state();
+  open("two", flags);
+  open("one", flags);
+  other.open("elsewhere").set("k", "other");
+  {
+    Cache moved = open("one", other);
+    EXPECT_EQ(moved.get("k"), "flags") << "as of before its first update()";
+    expect_error(
+        ErrorKind::corrupt, [&] { moved.update(); }, "state belongs to another log",
+        "open the cache again");
+  }
+  Cache again = open("one", other);
+  EXPECT_EQ(again.get("k"), "other");
+  EXPECT_EQ(again.update(), other.open("elsewhere").applied_id());
+  EXPECT_EQ(open("two", flags).get("k"), "flags");
+  EXPECT_EQ(open_offline("one").get("k"), "other");
+}
+
 // --- Copies ---
 
 TEST_F(StateLinks, copy_built_after_open_now_without_log_is_left_at_the_next_open) {
