@@ -138,15 +138,16 @@ using Keys = Range<detail::TakeKey>;
 using Values = Range<detail::TakeValue>;
 
 // Copies share what they pin. Any number of threads can read a view at once. In a forked child, a
-// view of the parent throws Error(invalid); open a new one there.
+// view of the parent throws Error(invalid); open a new one there. A view, or a range, that was
+// moved from throws Error(invalid), too; it can be assigned to.
 class WHYCACHE_API View {
  public:
   explicit View(std::shared_ptr<const detail::Pin> pin) : pin_(std::move(pin)) {}
 
-  [[nodiscard]] UpdateId id() const noexcept;
+  [[nodiscard]] UpdateId id() const;
   // The number of keys.
-  [[nodiscard]] std::size_t size() const noexcept;
-  [[nodiscard]] Digest digest() const noexcept;
+  [[nodiscard]] std::size_t size() const;
+  [[nodiscard]] Digest digest() const;
 
   // Returns nullopt if the key is absent. The value is not copied: it stays in shared memory as
   // long as the view exists. Throws Error(corrupt) if the state is damaged.
@@ -200,8 +201,10 @@ class WHYCACHE_API View {
   // Returns a null data pointer if the key is absent. Unlike an optional, two words are returned in
   // registers.
   std::string_view find(std::string_view key) const;
+  // Throws Error(invalid) if the object was moved from.
+  const detail::Pin& pin() const;
 
-  std::shared_ptr<const detail::Pin> pin_;
+  std::shared_ptr<const detail::Pin> pin_;  // null if the object was moved from
 };
 
 }  // namespace whycache

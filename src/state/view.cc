@@ -21,6 +21,14 @@ KeyRange KeyRange::prefix(std::string_view prefix) {
   return {std::string(prefix), std::move(end)};
 }
 
+namespace {
+
+[[noreturn, gnu::cold, gnu::noinline]] void throw_view_moved_from() {
+  throw Error(ErrorKind::invalid, "view was moved from");
+}
+
+}  // namespace
+
 namespace detail {
 
 class Cursor {
@@ -44,8 +52,9 @@ class Cursor {
 
   bool at_end() const { return index_ == items_.size(); }
   const Item& item() const { return items_[index_]; }
+  // Stays at the end.
   void next() {
-    if (++index_ == items_.size()) fill();
+    if (index_ < items_.size() && ++index_ == items_.size()) fill();
   }
 
  private:
@@ -105,6 +114,7 @@ class Cursor {
 
 std::shared_ptr<Cursor> CursorAccess::open(std::shared_ptr<const Pin> pin, const KeyRange& range,
                                            bool with_values, bool descending) {
+  if (!pin) throw_view_moved_from();
   return std::make_shared<Cursor>(std::move(pin), range, with_values, descending);
 }
 bool CursorAccess::at_end(const Cursor& cursor) noexcept { return cursor.at_end(); }
@@ -113,17 +123,21 @@ const Item& CursorAccess::item(const Cursor& cursor) noexcept { return cursor.it
 
 }  // namespace detail
 
-UpdateId View::id() const noexcept { return pin_->id(); }
-std::size_t View::size() const noexcept { return pin_->block().item_count; }
-Digest View::digest() const noexcept {
-  return {pin_->block().digest_low, pin_->block().digest_high};
+const detail::Pin& View::pin() const {
+  if (!pin_) [[unlikely]]
+    throw_view_moved_from();
+  return *pin_;
 }
 
-std::string_view View::find(std::string_view key) const { return pin_->find(key); }
+UpdateId View::id() const { return pin().id(); }
+std::size_t View::size() const { return pin().block().item_count; }
+Digest View::digest() const { return {pin().block().digest_low, pin().block().digest_high}; }
+
+std::string_view View::find(std::string_view key) const { return pin().find(key); }
 
 bool View::contains(std::string_view key) const { return find(key).data() != nullptr; }
 
-std::optional<UpdateId> View::version(std::string_view key) const { return pin_->version_of(key); }
+std::optional<UpdateId> View::version(std::string_view key) const { return pin().version_of(key); }
 
 namespace {
 
@@ -142,11 +156,11 @@ std::optional<Item> View::last(const KeyRange& range) const& {
 }
 
 std::size_t View::count(const KeyRange& range) const {
-  pin_->check_not_forked();
+  pin().check_not_forked();
   if (range.begin.empty() && !range.end) return size();
-  const MappedNodes nodes(pin_->mapping());
+  const MappedNodes nodes(pin().mapping());
   BTreeCursor cursor(nodes);
-  cursor.seek(pin_->block().key_index_root, range.begin);
+  cursor.seek(pin().block().key_index_root, range.begin);
   return cursor.count_before(range.end);
 }
 

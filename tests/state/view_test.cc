@@ -348,5 +348,46 @@ TEST_F(ViewTest, items_of_a_base_have_its_id_as_version) {
   EXPECT_EQ(state_.check(), std::vector<std::string>{});
 }
 
+// --- Objects that were moved from, and iterators at the end ---
+
+TEST_F(ViewTest, moved_from_view_throws_invalid_and_can_be_assigned_to) {
+  state_.apply({{"a", "1"}});
+  View view = state_.view();
+  const View other = std::move(view);
+  const auto expect_invalid = [&](const auto& call) {
+    testing::expect_error(ErrorKind::invalid, call, "moved from");
+  };
+  // NOLINTBEGIN(bugprone-use-after-move): that is the question
+  expect_invalid([&] { static_cast<void>(view.get("a")); });
+  expect_invalid([&] { static_cast<void>(view.contains("a")); });
+  expect_invalid([&] { static_cast<void>(view.get_as<int>("a")); });
+  expect_invalid([&] { static_cast<void>(view.version("a")); });
+  expect_invalid([&] { static_cast<void>(view.id()); });
+  expect_invalid([&] { static_cast<void>(view.size()); });
+  expect_invalid([&] { static_cast<void>(view.digest()); });
+  expect_invalid([&] { static_cast<void>(view.count()); });
+  expect_invalid([&] { static_cast<void>(view.count(KeyRange::prefix("a"))); });
+  expect_invalid([&] { static_cast<void>(view.first()); });
+  expect_invalid([&] { static_cast<void>(view.last()); });
+  expect_invalid([&] { static_cast<void>(view.begin()); });
+  Items items = other.items();
+  const Items other_items = std::move(items);
+  expect_invalid([&] { static_cast<void>(items.begin()); });
+  // NOLINTEND(bugprone-use-after-move)
+  EXPECT_EQ((*other_items.begin()).value, "1");
+  view = other;
+  EXPECT_EQ(view.get("a"), "1");
+}
+
+TEST_F(ViewTest, iterator_that_is_at_the_end_stays_there) {
+  state_.apply({{"a", "1"}});
+  const View view = state_.view();
+  auto item = view.begin();
+  for (int i = 0; i < 3; ++i) {
+    ++item;
+    EXPECT_TRUE(item == view.end());
+  }
+}
+
 }  // namespace
 }  // namespace whycache
