@@ -54,11 +54,13 @@ struct VersionedValue {
 
 // A cache on one log and one state of this machine.
 //
-// Threads: any number of threads can use one object. Processes: any number of processes, and
-// several objects in one process, can share a state. After fork(), every method works in the child;
-// a view that the parent took does not. Once its state was deleted through it, an object throws
-// Error(invalid) from every method but valid(), state_path(), counters() and the two that close it.
-// An object that was moved from throws Error(invalid) from every method but valid().
+// Threads: any number of threads can use one object. A thread must not be cancelled
+// (pthread_cancel) during a call, and a signal handler must not call anything: nothing here is
+// async-signal-safe. Processes: any number of processes, and several objects in one process, can
+// share a state. After fork(), every method works in the child; a view that the parent took does
+// not. Once its state was deleted through it, an object throws Error(invalid) from every method but
+// valid(), state_path(), counters() and the two that close it. An object that was moved from throws
+// Error(invalid) from every method but valid().
 class WHYCACHE_API Cache {
  public:
   // Opens the state of this machine. If it can be used, opening does not wait for the log: the
