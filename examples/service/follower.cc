@@ -4,6 +4,7 @@
 #include <condition_variable>
 #include <cstdio>
 #include <mutex>
+#include <utility>
 
 namespace service {
 namespace {
@@ -34,17 +35,25 @@ void Follower::run(const std::stop_token& stop) {
 }
 
 // Reports a failure when it begins and when it ends. Between these, reads go on with what this
-// machine has, and /health says how old that is.
+// machine has, and /health says how old that is, and why.
 void Follower::update(const std::stop_token& stop) {
+  std::string error;
   try {
     cache_.update({.staleness_max = interval_, .deadline = deadline, .stop = stop});
-    if (failed_) std::fprintf(stderr, "service: following the log again\n");
-    failed_ = false;
-  } catch (const whycache::Error& error) {
-    if (!failed_ && !stop.stop_requested())
-      std::fprintf(stderr, "service: cannot follow the log: %s\n", error.what());
-    failed_ = true;
+  } catch (const whycache::Error& failure) {
+    if (stop.stop_requested()) return;
+    error = failure.what();
   }
+  const std::lock_guard lock(error_mutex_);
+  if (error_.empty() && !error.empty())
+    std::fprintf(stderr, "service: cannot follow the log: %s\n", error.c_str());
+  if (!error_.empty() && error.empty()) std::fprintf(stderr, "service: following the log again\n");
+  error_ = std::move(error);
+}
+
+std::string Follower::error() const {
+  const std::lock_guard lock(error_mutex_);
+  return error_;
 }
 
 }  // namespace service

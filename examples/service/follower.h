@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <mutex>
 #include <stop_token>
 #include <string>
 #include <thread>
@@ -19,6 +20,9 @@ class Follower {
  public:
   Follower(whycache::Cache& cache, Metrics& metrics, std::chrono::milliseconds interval);
 
+  // Why the last update() failed; empty if it did not.
+  std::string error() const;
+
  private:
   void run(const std::stop_token& stop);
   void update(const std::stop_token& stop);
@@ -26,7 +30,8 @@ class Follower {
   whycache::Cache& cache_;
   Metrics& metrics_;
   const std::chrono::milliseconds interval_;
-  bool failed_ = false;
+  mutable std::mutex error_mutex_;
+  std::string error_;
   std::jthread thread_;  // last: it uses the other members
 };
 

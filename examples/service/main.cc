@@ -87,7 +87,8 @@ void look_at_log(whycache::Cache& cache) {
 // Answers requests until the listener is stopped, and finishes those that it has begun.
 void run_worker(int number, httplib::Server& server, whycache::Cache& cache, Metrics& metrics,
                 const Settings& settings) {
-  Service service(cache, metrics, settings);
+  const Follower follower(cache, metrics, settings.update_interval);
+  Service service(cache, metrics, follower, settings);
   service.add_routes(server);
   server.set_default_headers({{"Worker", std::to_string(number)}});
   server.set_payload_max_length(body_bytes_max);
@@ -97,7 +98,6 @@ void run_worker(int number, httplib::Server& server, whycache::Cache& cache, Met
   server.new_task_queue = [&] {
     return new httplib::ThreadPool(static_cast<std::size_t>(settings.threads));
   };
-  const Follower follower(cache, metrics, settings.update_interval);
   server.listen_after_bind();
 }
 

@@ -53,30 +53,48 @@ struct Failure {
   const char* message;
 };
 
-Failure failure_of(ErrorKind kind) {
-  switch (kind) {
-    case ErrorKind::invalid: return {400, "no", false, nullptr};
-    case ErrorKind::limit: return {413, "no", false, nullptr};
+Failure failure_of_read(ErrorKind kind) {
+  if (kind == ErrorKind::corrupt)  // the next update() rebuilds the state
+    return {500, "no", true, "the data of this machine is damaged and will be rebuilt"};
+  return {503, "no", true, "this machine cannot read its data now"};
+}
+
+Failure failure_of_write(const whycache::Error& error) {
+  // A full disk or a missing permission: nothing is wrong with the request.
+  const bool is_of_machine = error.system_error() != 0;
+  switch (error.kind()) {
+    case ErrorKind::invalid:
+    case ErrorKind::limit:
+      if (is_of_machine) return {507, "no", true, "this machine cannot store it"};
+      return {error.kind() == ErrorKind::invalid ? 400 : 413, "no", false, nullptr};
     case ErrorKind::refused: return {422, "no", false, nullptr};
     case ErrorKind::conflict: return {409, "no", true, "other writes were first"};
     case ErrorKind::unavailable: return {503, "no", true, "the log did not answer in time"};
     case ErrorKind::uncertain:
       return {504, "unknown", false,
-              "the log stopped answering midway: the write may take effect, now or soon; read the "
-              "value before you repeat it"};
-    case ErrorKind::corrupt:  // the next update() rebuilds the state
+              "it is not known whether the write takes effect, now or soon: read the value before "
+              "you repeat it"};
+    case ErrorKind::corrupt:
       return {500, "unknown", true, "the data of this machine is damaged and will be rebuilt"};
   }
   return {500, "unknown", false, "unknown kind of error"};
 }
 
-void answer_failure(const httplib::Request& request, httplib::Response& response, ErrorKind kind,
-                    const char* message) {
-  const Failure failure = failure_of(kind);
-  json body = {{"error", to_string(kind)},
-               {"message", failure.message != nullptr ? failure.message : message}};
-  if (request.method == "PUT") body["written"] = failure.written;
+void report(const httplib::Request& request, const char* message) {
+  std::fprintf(stderr, "service: %s %s: %s\n", request.method.c_str(), request.path.c_str(),
+               message);
+}
+
+void answer_failure(const httplib::Request& request, httplib::Response& response,
+                    const whycache::Error& error) {
+  const bool is_write = request.method == "PUT";
+  const Failure failure = is_write ? failure_of_write(error) : failure_of_read(error.kind());
+  json body = {{"error", to_string(error.kind())},
+               {"message", failure.message != nullptr ? failure.message : error.what()}};
+  if (is_write) body["written"] = failure.written;
   if (failure.try_again) response.set_header("Retry-After", retry_after_s);
+  // An operator can do something about these, or look for the write.
+  if (failure.status == 507 || error.kind() == ErrorKind::uncertain) report(request, error.what());
   answer(response, failure.status, body);
 }
 
@@ -85,15 +103,13 @@ void answer_exception(const httplib::Request& request, httplib::Response& respon
   try {
     std::rethrow_exception(exception);
   } catch (const whycache::Error& error) {
-    // A read meets a limit only while all reader slots are in use.
-    const bool is_passing = error.kind() == ErrorKind::limit && request.method != "PUT";
-    answer_failure(request, response, is_passing ? ErrorKind::unavailable : error.kind(),
-                   error.what());
+    answer_failure(request, response, error);
   } catch (const std::invalid_argument& error) {
-    answer_failure(request, response, ErrorKind::invalid, error.what());
+    json body = {{"error", "invalid"}, {"message", error.what()}};
+    if (request.method == "PUT") body["written"] = "no";
+    answer(response, 400, body);
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "service: %s %s: %s\n", request.method.c_str(), request.path.c_str(),
-                 error.what());
+    report(request, error.what());
     answer(response, 500, {{"error", "internal"}});
   }
 }
@@ -157,9 +173,11 @@ void measure(httplib::Server& server, Metrics& metrics) {
 
 }  // namespace
 
-Service::Service(whycache::Cache& cache, Metrics& metrics, const Settings& settings)
+Service::Service(whycache::Cache& cache, Metrics& metrics, const Follower& follower,
+                 const Settings& settings)
     : cache_(cache),
       metrics_(metrics),
+      follower_(follower),
       settings_(settings),
       catalogue_(cache),
       free_writes_(settings.writes_max) {}
@@ -249,11 +267,14 @@ void Service::put_product(const Request& request, Response& response,
 void Service::get_health(Response& response) const {
   if (!cache_.ready()) {
     response.set_header("Retry-After", retry_after_s);
-    return answer(response, 503, {{"status", "starting"}});
+    json body = {{"status", "starting"}};
+    if (std::string error = follower_.error(); !error.empty()) body["update_error"] = error;
+    return answer(response, 503, body);
   }
   const whycache::Stats stats = cache_.stats();
   const bool was_asked = stats.staleness != std::chrono::nanoseconds::max();
   const bool is_degraded = !stats.log_is_up || stats.staleness > settings_.stale_after;
+  const std::string update_error = follower_.error();
   json body = {{"status", is_degraded ? "degraded" : "ok"},
                {"applied_id", stats.applied_id},
                {"lag", stats.lag},
@@ -262,6 +283,7 @@ void Service::get_health(Response& response) const {
   if (was_asked)
     body["staleness_ms"] = std::chrono::duration_cast<milliseconds>(stats.staleness).count();
   if (!stats.log_is_up) body["log_error"] = stats.log_error;
+  if (!update_error.empty()) body["update_error"] = update_error;
   answer(response, 200, body);
 }
 

@@ -19,6 +19,7 @@
 #include <whycache/cache.h>
 
 #include "catalogue.h"
+#include "follower.h"
 #include "metrics.h"
 #include "settings.h"
 
@@ -26,7 +27,8 @@ namespace service {
 
 class Service {
  public:
-  Service(whycache::Cache& cache, Metrics& metrics, const Settings& settings);
+  Service(whycache::Cache& cache, Metrics& metrics, const Follower& follower,
+          const Settings& settings);
 
   // The service must exist as long as the server listens.
   void add_routes(httplib::Server& server);
@@ -53,6 +55,7 @@ class Service {
 
   whycache::Cache& cache_;
   Metrics& metrics_;
+  const Follower& follower_;
   const Settings& settings_;
   CatalogueReader catalogue_;
   std::counting_semaphore<> free_writes_;

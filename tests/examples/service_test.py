@@ -18,6 +18,7 @@ import os
 import pathlib
 import random
 import re
+import resource
 import signal
 import socket
 import sqlite3
@@ -395,6 +396,37 @@ class ServiceTest(support.CliTest):
         service.wait_for_status("ok")
         self.assertEqual(service.worker_processes(), workers, service.log_text())
 
+    def test_full_disk_of_a_machine_is_said_to_clients_and_to_the_operator(self):
+        service = Service(self, self.log)
+        service.wait_for_status("ok")
+        service.put("/flags/a", "1")
+        processes = service.worker_processes()
+        limits = [resource.prlimit(process, resource.RLIMIT_FSIZE) for process in processes]
+        size = os.path.getsize(f"{self.directory}/service.state")
+        for process, (_, most) in zip(processes, limits):
+            resource.prlimit(process, resource.RLIMIT_FSIZE, (size, most))
+        answers = []
+        while not answers or answers[-1].status != 507:
+            self.assertLess(len(answers), 100)
+            path = f"/flags/large{len(answers)}?deadline_ms=500"
+            answers.append(service.put(path, 30_000 * "x", Content_Type="text/plain"))
+        self.assertEqual({answer.status for answer in answers[:-1]} - {200}, {504})
+        full = json.loads(answers[-1].text)
+        self.assertEqual((full["error"], full["written"]), ("limit", "no"))
+        self.assertTrue(answers[-1].headers["Retry-After"])
+        for answer in answers:
+            self.assertNotIn("service.state", answer.text)
+        self.assertEqual(service.get("/flags/a").text, "1")
+        service.wait_for_status("degraded")
+        for health in service.from_every_worker("/health"):
+            self.assertIn("state is full", json.loads(health.text)["update_error"])
+        self.assertIn("PUT /flags/large", service.log_text())
+        for process, limit in zip(processes, limits):
+            resource.prlimit(process, resource.RLIMIT_FSIZE, limit)
+        service.wait_for_status("ok")
+        self.assertNotIn("update_error", service.get("/health").text)
+        self.assertEqual(service.get(f"/flags/large{len(answers) - 2}").status, 200)
+
     def test_requests_in_progress_are_answered_before_the_service_ends(self):
         service = Service(self, self.log)
         service.wait_for_status("ok")
@@ -428,7 +460,8 @@ class ServiceTest(support.CliTest):
         health = service.get("/health")
         if "built without" in service.log_text():
             self.skipTest("the library was built without the mysql log")
-        self.assertEqual((health.status, json.loads(health.text)), (503, {"status": "starting"}))
+        self.assertEqual((health.status, json.loads(health.text)["status"]), (503, "starting"))
+        self.wait_until(lambda: "127.0.0.1" in service.get("/health").text)
         for answer in (service.get("/flags/a"), service.put("/flags/a?deadline_ms=200", "1")):
             self.assertEqual(answer.status, 503, answer.text)
             self.assertEqual(answer.headers["Retry-After"], "1")
