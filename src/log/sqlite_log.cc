@@ -11,6 +11,7 @@
 #include <cerrno>
 #include <map>
 #include <string_view>
+#include <system_error>
 #include <thread>
 #include <type_traits>
 #include <utility>
@@ -104,12 +105,12 @@ constexpr char delete_own_parts_sql[] = R"(
     AND token <> (SELECT token FROM whycache_logs WHERE {log}))";
 
 // SQLite writes to files, which may reach RLIMIT_FSIZE. By default that ends the process.
-class SigxfszBlocker : ThreadSignalBlocker {
- public:
+struct SigxfszBlocker : ThreadSignalBlocker {
   SigxfszBlocker() : ThreadSignalBlocker(SIGXFSZ) {}
-  // Whether SQLite has reached the limit within a scope of this class.
-  static bool has_reached_limit() noexcept { return is_pending(SIGXFSZ); }
 };
+
+// SQLite turns a read that failed with one of these into SQLITE_CORRUPT.
+bool is_taken_for_damage(int error) { return error == EIO || error == ENXIO || error == ERANGE; }
 
 // --- fork() and SQLite. ---
 
@@ -158,7 +159,7 @@ class SqliteLog::Statement {
   // Returns whether there is a row. Throws Error.
   bool step(const char* what);
   // Returns SQLite's code.
-  int try_step() { return sqlite3_step(statement_); }
+  int try_step();
 
   std::int64_t number(int column) const { return sqlite3_column_int64(statement_, column); }
   std::string_view bytes(int column) const {
@@ -244,13 +245,23 @@ class SqliteLog::Connection {
   // Whether the database was switched to WAL mode although this library must not use it so.
   bool is_in_unsafe_wal_mode() { return has_wal_reset_bug(version_) && journal_mode() == "wal"; }
 
+  // Calls a function of SQLite that accesses the database, and returns its code.
+  template <typename Call>
+  int call(const Call& function) {
+    errno = 0;
+    const int code = function();
+    errno_of_call_ = errno;
+    return code;
+  }
   // `sql` is one of the constants above, identified by its address.
   Statement prepare(const char* sql) {
     sqlite3_stmt*& statement = statements_[sql];
     if (statement == nullptr) {
       const std::string text = replace_placeholders(sql);
-      const int code = sqlite3_prepare_v3(database_, text.c_str(), static_cast<int>(text.size()),
-                                          SQLITE_PREPARE_PERSISTENT, &statement, nullptr);
+      const int code = call([&] {
+        return sqlite3_prepare_v3(database_, text.c_str(), static_cast<int>(text.size()),
+                                  SQLITE_PREPARE_PERSISTENT, &statement, nullptr);
+      });
       if (code != SQLITE_OK) throw error("cannot prepare statement", code);
     }
     return Statement(*this, statement);
@@ -266,10 +277,19 @@ class SqliteLog::Connection {
   // Returns the error for one of SQLite's codes. `uncertain_if_io` is for statements that commit:
   // on a failing disk it is unknown whether they did.
   Error error(const char* what, int code, bool uncertain_if_io = false) const {
-    const int system = sqlite3_system_errno(database_);
+    const int file_errno = last_errno_of_files();
+    int system = file_errno != 0 ? file_errno : sqlite3_system_errno(database_);
+    if (system == 0) system = errno_of_call_;
     const std::string reason = sqlite3_errmsg(database_);
-    std::string message = std::string(what) + ": log=" + options_.name + " reason=\"" + reason +
-                          "\" code=" + std::to_string(code);
+    const std::string message = std::string(what) + ": log=" + options_.name + " reason=\"" +
+                                reason + "\" code=" + std::to_string(code);
+    if ((code & 0xff) == SQLITE_CORRUPT) {
+      for (const int read_error : {file_errno, errno_of_call_}) {
+        if (is_taken_for_damage(read_error))
+          return io_error(std::string(what) + ": log=" + options_.name, read_error,
+                          uncertain_if_io);
+      }
+    }
     switch (code & 0xff) {
       case SQLITE_BUSY:
       case SQLITE_LOCKED:
@@ -309,10 +329,7 @@ class SqliteLog::Connection {
       case SQLITE_MISMATCH:
         return Error(ErrorKind::corrupt,
                      message + " (a table is missing, or not as whycache creates it)");
-      case SQLITE_IOERR:
-        if (system == EFBIG || SigxfszBlocker::has_reached_limit()) return file_size_error(message);
-        if (uncertain_if_io) return Error(ErrorKind::uncertain, message, system);
-        return Error(ErrorKind::unavailable, message, system);
+      case SQLITE_IOERR: return io_error(message, system, uncertain_if_io);
       default: return Error(ErrorKind::unavailable, message, system);
     }
   }
@@ -330,6 +347,33 @@ class SqliteLog::Connection {
   static int wait_before_retry(void* self, int) {
     const ForkExclusion::ForkSection may_fork(fork_exclusion());
     return static_cast<Connection*>(self)->backoff_.pause() ? 1 : 0;
+  }
+
+  // The errno of the last system call on the database, its journal or its WAL that failed; 0: none.
+  // sqlite3_system_errno() is whatever errno was when SQLite gave up, and is not kept for all
+  // codes.
+  int last_errno_of_files() const noexcept {
+    if (database_ == nullptr) return 0;  // no memory for it
+    for (const int which : {SQLITE_FCNTL_FILE_POINTER, SQLITE_FCNTL_JOURNAL_POINTER}) {
+      sqlite3_file* file = nullptr;
+      int error = 0;
+      if (sqlite3_file_control(database_, "main", which, static_cast<void*>(&file)) == SQLITE_OK &&
+          file != nullptr && file->pMethods != nullptr && file->pMethods->xFileControl != nullptr &&
+          file->pMethods->xFileControl(file, SQLITE_FCNTL_LAST_ERRNO, &error) == SQLITE_OK &&
+          error != 0)
+        return error;
+    }
+    return 0;
+  }
+
+  static Error io_error(const std::string& message, int system, bool uncertain) {
+    if (system == EFBIG) return file_size_error(message);
+    const std::string text =
+        system == 0 ? message
+                    : message + " cause=\"" + std::system_category().message(system) + '"';
+    if (uncertain) return Error(ErrorKind::uncertain, text, system);
+    const bool is_full = system == ENOSPC || system == EDQUOT || system == ENOMEM;
+    return Error(is_full ? ErrorKind::limit : ErrorKind::unavailable, text, system);
   }
 
   // SQLite commits after it has written all bytes, so nothing was committed.
@@ -416,6 +460,8 @@ class SqliteLog::Connection {
   Backoff backoff_;
   int version_;
   sqlite3* database_ = nullptr;
+  // Where the last call left errno: that of the last system call that failed, or 0.
+  int errno_of_call_ = 0;
   std::map<const char*, sqlite3_stmt*> statements_;
 };
 
@@ -435,6 +481,10 @@ SqliteLog::Statement& SqliteLog::Statement::bind_text(int index, std::string_vie
   check(
       sqlite3_bind_text64(statement_, index, text.data(), text.size(), SQLITE_STATIC, SQLITE_UTF8));
   return *this;
+}
+
+int SqliteLog::Statement::try_step() {
+  return connection_.call([&] { return sqlite3_step(statement_); });
 }
 
 bool SqliteLog::Statement::step(const char* what) {

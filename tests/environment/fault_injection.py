@@ -291,6 +291,9 @@ def judge(case, run, status, said, trace=""):
             outcome.errors.append((kind, number, f"{event[1]}: {message}"))
             if kind == "unexpected" or not message:
                 outcome.failures.append(f"{event[1]}: {kind}: {message}")
+            if fault.error == "EIO" and kind in ("corrupt", "limit"):
+                outcome.failures.append(f"a failing disk is taken for something else: {kind}: "
+                                        f"{message}")
             expected = errno.ENOMEM if fault.call == "malloc" else getattr(errno, fault.error, 0)
             if number != expected and os.strerror(expected) not in message:
                 outcome.indirect += 1
