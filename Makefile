@@ -17,9 +17,10 @@
 #                  fails (file, sqlite, mysql, or memcached in front of mysql), and a check of
 #                  the answers that they got; KEEP=directory keeps their histories if it fails
 #   make torture   each system call and allocation fails, or kills its process, in turn; hosts in
-#                  namespaces, on full, frozen and read-only disks, without resources; and a model
-#                  of the memory order. Takes TORTURE_MINUTES=20 of the cases, ALL=1 all of them
-#                  (a day); SEED repeats a run. docs/reliability.md has the figures
+#                  namespaces, on full, frozen and read-only disks, without resources; a model of
+#                  the memory order; files damaged in each bit, at each length, under sanitizers.
+#                  Goes on for TORTURE_MINUTES=60, with ALL=1 until every call has failed (a day);
+#                  SEED repeats a run. docs/reliability.md has the figures
 #   make wheel     the Python package for machines without a compiler: build/wheel/dist
 #   make fuzz      the libFuzzer targets, FUZZ_SECONDS=60 each
 
@@ -32,7 +33,7 @@ SOURCES = $(shell find $(DIRECTORIES) -name '*.h' -o -name '*.cc')
 
 LOG ?= sqlite
 MINUTES ?= 1
-TORTURE_MINUTES ?= 20
+TORTURE_MINUTES ?= 60
 
 .PHONY: build demo test test-all test-asan test-tsan test-release histories torture bench fuzz \
   wheel format check clean
@@ -79,7 +80,10 @@ torture:
 	cmake --preset dev
 	cmake --build --preset dev --parallel $(JOBS) \
 	  --target whycache environment_host environment_scenario
-	python3 tests/environment/torture.py --bin build/dev/bin --jobs $(JOBS) \
+	cmake --preset asan
+	cmake --build --preset asan --parallel $(JOBS) --target damage_tests
+	python3 tests/environment/torture.py --bin build/dev/bin \
+	  --damage build/asan/bin/damage_tests --jobs $(JOBS) \
 	  $(if $(ALL),--all,--minutes $(TORTURE_MINUTES)) $(if $(SEED),--seed $(SEED))
 
 ifeq ($(BENCH),python)

@@ -204,7 +204,7 @@ class FileSystemTest(EnvironmentTest):
                     where = tempfile.mkdtemp(dir=directory)
                     url = f"file://{where}/log" if log == "file" else f"sqlite://{where}/log.db"
                     for verb in ("run", "verify"):
-                        done = subprocess.run([program, verb, name, url, where], timeout=60,
+                        done = subprocess.run([program, verb, name, url, where], timeout=300,
                                               capture_output=True)
                         self.assertEqual(done.returncode, 0, done)
                     shutil.rmtree(where)
