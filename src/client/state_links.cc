@@ -47,7 +47,9 @@ FoundFile examine(const std::string& path) {
     return {errno == ENOENT || errno == ELOOP ? PathContent::absent : PathContent::unreadable};
   struct stat status;
   if (::fstat(file.number(), &status) != 0) return {PathContent::unreadable};
-  if (!S_ISREG(status.st_mode) || !bears_state_magic(file.number())) return {PathContent::other};
+  if (!S_ISREG(status.st_mode)) return {PathContent::other};
+  if (!bears_state_magic(file.number()))
+    return {errno == 0 ? PathContent::other : PathContent::unreadable};
   HeaderFixed fixed;
   if (::pread(file.number(), &fixed, sizeof fixed, 0) != ssize_t{sizeof fixed} ||
       !header_fault(fixed).empty())

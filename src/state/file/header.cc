@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
 #include <cstring>
 
 #include "state/errors.h"
@@ -11,6 +12,7 @@ namespace whycache {
 
 bool bears_state_magic(int descriptor) {
   char magic[sizeof state_magic];
+  errno = 0;
   return ::pread(descriptor, magic, sizeof magic, 0) == sizeof magic &&
          std::memcmp(magic, state_magic, sizeof magic) == 0;
 }

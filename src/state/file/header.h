@@ -7,8 +7,8 @@
 
 namespace whycache {
 
-// Returns whether a file begins with the magic of a state. No message may advise deleting a file
-// that does not: it is not whycache's.
+// Returns whether a file begins with the magic of a state. Sets errno: 0 unless the file cannot be
+// read. No message may advise deleting a file without the magic: it is not whycache's.
 bool bears_state_magic(int descriptor);
 
 // Returns why this library cannot read a state with this header; empty if it can.

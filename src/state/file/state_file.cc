@@ -39,8 +39,9 @@ Error not_a_state(const std::string& path, const std::string& reason) {
 }
 
 void check_bears_magic(const FileDescriptor& file, const std::string& path) {
-  if (!bears_state_magic(file.number()))
-    throw not_a_state(path, "it does not begin with the magic of a whycache state");
+  if (bears_state_magic(file.number())) return;
+  if (errno != 0) throw system_error("cannot read state file", path, errno);
+  throw not_a_state(path, "it does not begin with the magic of a whycache state");
 }
 
 // Distinguishes a file from its copies.
@@ -225,6 +226,9 @@ StateFileResult open_state_file(const StateOptions& options, bool holds_install_
     check_owner_is_trusted(check_regular_file(file, options.path), options.path,
                            trusted_owner(options), "state file");
     restrict_mode(file, options.mode, options.path, "state file");
+  } else if (const int error = errno; !options.keeps_mode && error != 0) {
+    check_regular_file(file, options.path);
+    throw system_error("cannot read state file", options.path, error);
   }
   return use_state_file(std::move(file), options, holds_install_locks);
 }
