@@ -145,7 +145,6 @@ TEST_F(FileTest, state_of_older_format_is_replaced) {
   EXPECT_NE(generation & superseded_bit, 0U);
 }
 
-// Anybody who follows the advice of a message must not lose a file that is not whycache's.
 // A read of this file fails with EIO: nothing is mapped at address 0.
 TEST_F(FileTest, file_that_cannot_be_read_is_told_from_file_without_magic) {
   const FileDescriptor unreadable = open_file("/proc/self/mem", O_RDONLY);
@@ -156,6 +155,7 @@ TEST_F(FileTest, file_that_cannot_be_read_is_told_from_file_without_magic) {
   EXPECT_EQ(errno, 0);
 }
 
+// Anybody who follows the advice of a message must not lose a file that is not whycache's.
 TEST_F(FileTest, message_advises_deleting_only_file_with_magic) {
   const auto message_for = [&](const std::string& bytes) {
     write_file(path(), bytes);
