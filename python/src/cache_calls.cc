@@ -47,6 +47,24 @@ bool read_call(CacheObject& self, PyObject* const* arguments, CallArguments& cal
          waker_of(*self.module, arguments[2], call.waker);
 }
 
+// A call opens a state that was closed. One that began before the cache was closed closes it again.
+class CloseAgain {
+ public:
+  explicit CloseAgain(Handle& handle) : handle_(handle) {}
+  ~CloseAgain() {
+    if (!handle_.closed) return;
+    try {
+      handle_.close();
+    } catch (const std::exception&) {  // close() itself has reported what is wrong
+    }
+  }
+  CloseAgain(const CloseAgain&) = delete;
+  CloseAgain& operator=(const CloseAgain&) = delete;
+
+ private:
+  Handle& handle_;
+};
+
 // Starts a call on a worker's thread.
 PyObject* start_call(CacheObject& self, const std::shared_ptr<LoopWaker>& waker,
                      std::function<Outcome(Cache&, std::stop_token)> call) {
@@ -57,7 +75,14 @@ PyObject* start_call(CacheObject& self, const std::shared_ptr<LoopWaker>& waker,
     Ref pending(make_pending(*self.module, state, reinterpret_cast<PyObject*>(&self)));
     if (!pending) return nullptr;
     self.module->runtime->workers()->run([handle, state, call = std::move(call)] {
-      state->run([&](std::stop_token stop) { return call(handle->cache, std::move(stop)); });
+      state->run([&](std::stop_token stop) {
+        if (handle->closed) {
+          throw Error(ErrorKind::unavailable,
+                      "cache was closed before this was begun, nothing was written");
+        }
+        const CloseAgain at_end(*handle);
+        return call(handle->cache, std::move(stop));
+      });
     });
     return pending.release();
   } catch (...) {
@@ -183,7 +208,9 @@ class ChangeList {
       held_.push_back(Ref::borrow(key_object));
       set_keys_.push_back(key);
       values_.emplace_back();
-      if (!values_.back().encode(self, PySequence_Fast_GET_ITEM(pair.get(), 1))) return false;
+      // The pair may be a list, which other threads may change while its value is encoded.
+      const Ref value = Ref::borrow(PySequence_Fast_GET_ITEM(pair.get(), 1));
+      if (!values_.back().encode(self, value.get())) return false;
     }
     return PyErr_Occurred() == nullptr;
   }
@@ -493,7 +520,10 @@ PyObject* cache_start_rewrite(PyObject* object, PyObject* const* arguments, Py_s
       const Ref key_object(bytes_of(key));
       const Ref value(key_object ? decode_stored(module, codec, stored, key) : nullptr);
       PyObject* const both[] = {key_object.get(), value.get()};
-      const Ref result(value ? PyObject_Vectorcall(shared->get(), both, 2, nullptr) : nullptr);
+      const Ref result(value ? call_until_exit([&] {
+        return PyObject_Vectorcall(shared->get(), both, 2, nullptr);
+      })
+                             : nullptr);
       const int keeps = result ? PyObject_IsTrue(result.get()) : -1;
       if (keeps < 0) throw Error(ErrorKind::invalid, "filter_fn raised " + take_python_error());
       return keeps == 1;
@@ -525,6 +555,27 @@ PyObject* cache_forget_calls(PyObject* object, PyObject* /*unused*/) {
   Py_RETURN_NONE;
 }
 
+// start_close(): closes the cache on another thread, as close() does. The outcome is None.
+PyObject* cache_start_close(PyObject* object, PyObject* /*unused*/) {
+  CacheObject& self = cache_of(object);
+  const std::shared_ptr<Handle> handle = self.handle;
+  if (!handle || handle->closed.load()) Py_RETURN_NONE;
+  try {
+    auto state = std::make_shared<PendingState>(nullptr, handle->calls_under_way);
+    Ref pending(make_pending(*self.module, state, object));
+    if (!pending) return nullptr;
+    self.module->runtime->workers()->run([handle, state] {
+      state->run([&](const std::stop_token& /*stop*/) -> Outcome {
+        handle->close();
+        return std::monostate();
+      });
+    });
+    return pending.release();
+  } catch (...) {
+    return set_current_error(*self.module);
+  }
+}
+
 // wait_until_idle(milliseconds): waits for the calls that have been started, and returns how many
 // have not finished.
 PyObject* cache_wait_until_idle(PyObject* object, PyObject* milliseconds) {
@@ -533,7 +584,9 @@ PyObject* cache_wait_until_idle(PyObject* object, PyObject* milliseconds) {
   if (time == -1 && PyErr_Occurred() != nullptr) return nullptr;
   const std::shared_ptr<Handle> handle = self.handle;
   if (!handle) return PyLong_FromLong(0);
-  const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(time);
+  constexpr long long milliseconds_max = 365LL * 86'400 * 1000;  // the clock counts nanoseconds
+  const auto end = std::chrono::steady_clock::now() +
+                   std::chrono::milliseconds(std::clamp(time, 0LL, milliseconds_max));
   while (*handle->calls_under_way > 0 && std::chrono::steady_clock::now() < end) {
     {
       const ReleasedGil released;

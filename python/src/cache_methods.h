@@ -52,6 +52,7 @@ FastMethod cache_start_rewrite;
 KeywordMethod cache_start_delete_range;
 Method cache_start_delete_all_history;
 Method cache_forget_calls;
+Method cache_start_close;
 Method cache_wait_until_idle;
 Method cache_check_value;
 

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "cache_methods.h"
+#include "client/cache_internal.h"
 #include "python_log.h"
 
 namespace whycache::python {
@@ -46,9 +47,10 @@ std::function<void(const Event&)> event_callback(ModuleState& module, PyObject* 
     const CallbackScope callback;
     const Ref message(PyUnicode_DecodeUTF8(
         event.message.data(), static_cast<Py_ssize_t>(event.message.size()), "backslashreplace"));
-    const Ref result(
-        message ? PyObject_CallFunction(shared->get(), "sO", name_of(event.kind), message.get())
-                : nullptr);
+    const Ref result(message ? call_until_exit([&] {
+      return PyObject_CallFunction(shared->get(), "sO", name_of(event.kind), message.get());
+    })
+                             : nullptr);
     if (!result) PyErr_WriteUnraisable(shared->get());
   };
 }
@@ -68,8 +70,10 @@ Validate validate_callback(ModuleState& module, Codec codec, PyObject* function)
                          : Ref::borrow(Py_None).release());
     const Ref kind(PyUnicode_FromString(sets ? "set" : "delete"));
     PyObject* const arguments[] = {kind.get(), key.get(), value.get()};
-    const Ref result(
-        key && value && kind ? PyObject_Vectorcall(shared->get(), arguments, 3, nullptr) : nullptr);
+    const Ref result(key && value && kind ? call_until_exit([&] {
+      return PyObject_Vectorcall(shared->get(), arguments, 3, nullptr);
+    })
+                                          : nullptr);
     if (!result) return "validate raised " + take_python_error();
     if (result.get() == Py_None) return std::nullopt;
     const char* const reason =
@@ -220,29 +224,52 @@ int cache_traverse(PyObject* object, visitproc visit, void* arg) {
   return 0;
 }
 
+// Closes the cache if nothing else uses it.
+void drop_handle(CacheObject& self) {
+  std::shared_ptr<Handle> handle = std::move(self.handle);
+  if (!PythonCall::is_inside()) {
+    const ReleasedGil released;  // closing waits for writes under way
+    handle.reset();
+    return;
+  }
+  // A callback, or what it made the garbage collector free: this may be a thread of the cache,
+  // which closing would wait for.
+  try {
+    auto* const dropped = new std::shared_ptr<Handle>(std::move(handle));
+    self.module->runtime->workers()->run([dropped] { delete dropped; });
+  } catch (const std::exception&) {
+    // No thread or no memory: the cache stays open until the process ends.
+  }
+}
+
 void cache_dealloc(PyObject* object) {
   PyTypeObject* const type = Py_TYPE(object);
   PyObject_GC_UnTrack(object);
   CacheObject& self = cache_of(object);
   if (self.weak_references != nullptr) PyObject_ClearWeakRefs(object);
   Py_CLEAR(self.spare);
-  if (self.handle) {
-    std::shared_ptr<Handle> handle = std::move(self.handle);
-    const ReleasedGil released;  // closing waits for writes under way
-    handle.reset();
-  }
+  if (self.handle) drop_handle(self);
   self.handle.~shared_ptr();
   type->tp_free(object);
   Py_DECREF(type);
 }
 
+// Sets an exception on a thread that a cache waits for when it is closed.
+bool refuse_close_in_callback(const CacheObject& self) {
+  if (!PythonCall::is_inside()) return false;
+  PyErr_SetString(self.module->invalid_error,
+                  "a callback, or a method of a log, must not close a cache");
+  return true;
+}
+
 PyObject* cache_close(PyObject* object, PyObject* /*unused*/) {
   CacheObject& self = cache_of(object);
   const std::shared_ptr<Handle> handle = self.handle;
-  if (!handle || handle->closed.exchange(true)) Py_RETURN_NONE;
+  if (!handle || handle->closed.load()) Py_RETURN_NONE;
+  if (refuse_close_in_callback(self)) return nullptr;
   try {
     const ReleasedGil released;
-    if (handle->cache.valid()) handle->cache.close_shared_state();
+    handle->close();
   } catch (...) {
     return set_current_error(*self.module);
   }
@@ -265,10 +292,12 @@ PyObject* call_without_gil(PyObject* object, const Call& call) {
 }
 
 PyObject* cache_close_shared_state(PyObject* object, PyObject* /*unused*/) {
+  if (refuse_close_in_callback(cache_of(object))) return nullptr;
   return call_without_gil(object, [](Cache& cache) { cache.close_shared_state(); });
 }
 
 PyObject* cache_delete_shared_state(PyObject* object, PyObject* /*unused*/) {
+  if (refuse_close_in_callback(cache_of(object))) return nullptr;
   return call_without_gil(object, [](Cache& cache) { cache.delete_shared_state(); });
 }
 
@@ -351,6 +380,7 @@ PyMethodDef cache_methods[] = {
     {"start_rewrite", method(cache_start_rewrite), METH_FASTCALL, nullptr},
     {"start_delete_all_history", cache_start_delete_all_history, METH_O, nullptr},
     {"forget_calls", cache_forget_calls, METH_NOARGS, nullptr},
+    {"start_close", cache_start_close, METH_NOARGS, nullptr},
     {"wait_until_idle", cache_wait_until_idle, METH_O, nullptr},
     {"check_value", cache_check_value, METH_O, nullptr},
     {nullptr, nullptr, 0, nullptr}};
@@ -383,16 +413,23 @@ PyType_Spec cache_spec = {"whycache._whycache.BaseCache", sizeof(CacheObject), 0
 
 }  // namespace
 
+// A callback must return: the end of the interpreter waits for it.
 static void stay_if_exiting(const CacheObject& self) {
-  if (!self.module->runtime->must_stay()) [[likely]]
+  if (!self.module->runtime->must_stay() || PythonCall::is_inside()) [[likely]]
     return;
   const ReleasedGil released;
   stay_until_exit();
 }
 
 std::shared_ptr<Handle> open_handle(CacheObject& self) {
-  if (self.handle && !self.handle->closed.load(std::memory_order_relaxed)) [[likely]]
-    return self.handle;
+  if (self.handle && !self.handle->closed.load(std::memory_order_relaxed)) [[likely]] {
+    if (!CallbackScope::is_inside() || CacheInternal::state_if_open(self.handle->cache) != nullptr)
+      return self.handle;
+    // The thread may be the one that is opening the state again, and hold its mutex.
+    PyErr_SetString(self.module->invalid_error,
+                    "cache is closed, or being opened: a callback must not wait for that");
+    return nullptr;
+  }
   stay_if_exiting(self);
   PyErr_SetString(self.module->invalid_error,
                   self.handle ? "cache is closed" : "cache is not open");

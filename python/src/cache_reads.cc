@@ -142,9 +142,12 @@ int cache_contains(PyObject* object, PyObject* key_object) {
   const std::shared_ptr<Handle> handle = open_handle(self);
   if (!handle) return -1;
   try {
-    // Waits only where a state was replaced or closed.
-    if (CacheInternal::state_if_open(handle->cache) != nullptr)
-      return handle->cache.contains(key) ? 1 : 0;
+    if (const State* const state = CacheInternal::state_if_open(handle->cache)) {
+      try {
+        return state->contains(key) ? 1 : 0;
+      } catch (const Error&) {  // again below, which takes note of damage
+      }
+    }
     const ReleasedGil released;
     return handle->cache.contains(key) ? 1 : 0;
   } catch (...) {
@@ -204,7 +207,13 @@ PyObject* cache_get_multi(PyObject* object, PyObject* const* arguments, Py_ssize
     };
     const State* const state = CacheInternal::state_if_open(handle->cache);
     if (state != nullptr && key_count <= keys_with_gil_max) {
-      state->get_multi(all, put);
+      try {
+        state->get_multi(all, put);
+      } catch (const Error&) {
+        const ReleasedGil released;
+        static_cast<void>(handle->cache.get_multi(all));  // takes note of damage
+        throw;
+      }
     } else {
       // The view keeps the bytes in place, so that they can be found without the GIL.
       std::vector<std::optional<std::string_view>> found(key_count);

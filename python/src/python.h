@@ -4,6 +4,8 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <cxxabi.h>
+
 #include <utility>
 
 namespace whycache::python {
@@ -41,6 +43,16 @@ class Ref {
 void take_gil(PyThreadState* state);
 PyGILState_STATE take_gil_of_any_thread();
 [[noreturn]] void stay_until_exit();
+
+// Calls a function of Python that may release the GIL, on a thread of the library. See above.
+template <typename Call>
+auto call_until_exit(const Call& call) {
+  try {
+    return call();
+  } catch (const abi::__forced_unwind&) {
+    stay_until_exit();
+  }
+}
 
 // Releases the GIL until the end of the scope.
 class ReleasedGil {

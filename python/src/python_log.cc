@@ -45,7 +45,7 @@ class PythonLog : public Log {
                                                    static_cast<unsigned long long>(last))),
                                  Effect::none);
     UpdateId previous = 0;
-    while (const Ref row{PyIter_Next(rows.get())}) {
+    while (const Ref row = next_of(rows)) {
       unsigned long long id = 0;
       const char* bytes = nullptr;
       Py_ssize_t size = 0;
@@ -72,7 +72,7 @@ class PythonLog : public Log {
     const PythonCall call(runtime());
     require(call);
     const Ref parts = call_method("read_base", Ref(PyTuple_New(0)), Effect::none);
-    while (const Ref part{PyIter_Next(parts.get())}) {
+    while (const Ref part = next_of(parts)) {
       char* bytes = nullptr;
       Py_ssize_t size = 0;
       if (PyBytes_AsStringAndSize(part.get(), &bytes, &size) < 0) {
@@ -169,9 +169,15 @@ class PythonLog : public Log {
 
   Ref call_method(const char* method, const Ref& arguments, Effect effect) const {
     const Ref function(arguments ? PyObject_GetAttrString(adapter_.get(), method) : nullptr);
-    Ref result(function ? PyObject_CallObject(function.get(), arguments.get()) : nullptr);
+    Ref result(function ? call_until_exit(
+                              [&] { return PyObject_CallObject(function.get(), arguments.get()); })
+                        : nullptr);
     if (!result) throw_python_error(method, effect);
     return result;
+  }
+
+  static Ref next_of(const Ref& iterator) {
+    return Ref(call_until_exit([&] { return PyIter_Next(iterator.get()); }));
   }
 
   Error nonsense(const char* method, ErrorKind kind) const {

@@ -14,6 +14,8 @@ namespace whycache::python {
 namespace {
 
 constexpr std::chrono::seconds idle_time_max{5};
+// How long the end of the interpreter waits for calls of Python that are under way.
+constexpr std::chrono::seconds last_calls_time_max{2};
 
 }  // namespace
 
@@ -95,13 +97,14 @@ bool Runtime::begin_python_call() {
 
 void Runtime::end_python_call() {
   const std::lock_guard lock(mutex_);
-  if (--calls_ == 0) no_calls_.notify_all();
+  // 0 in a child that was forked inside a call.
+  if (calls_ > 0 && --calls_ == 0) no_calls_.notify_all();
 }
 
 void Runtime::end_python() {
   std::unique_lock lock(mutex_);
   ended_ = true;
-  no_calls_.wait(lock, [&] { return calls_ == 0; });
+  no_calls_.wait_for(lock, last_calls_time_max, [&] { return calls_ == 0; });
 }
 
 }  // namespace whycache::python

@@ -64,8 +64,8 @@ class Runtime {
   // process.
   bool begin_python_call();
   void end_python_call();
-  // Makes begin_python_call() return false, and waits for the calls under way. Call it without the
-  // GIL.
+  // Makes begin_python_call() return false, and waits for the calls under way, but not for one that
+  // hangs. Call it without the GIL.
   void end_python();
 
  private:
@@ -82,10 +82,13 @@ class Runtime {
 class PythonCall {
  public:
   explicit PythonCall(Runtime& runtime) : runtime_(runtime), allowed_(runtime.begin_python_call()) {
-    if (allowed_) gil_ = take_gil_of_any_thread();
+    if (!allowed_) return;
+    gil_ = take_gil_of_any_thread();
+    ++depth_;
   }
   ~PythonCall() {
     if (!allowed_) return;
+    --depth_;
     PyGILState_Release(gil_);
     runtime_.end_python_call();
   }
@@ -93,8 +96,11 @@ class PythonCall {
   PythonCall& operator=(const PythonCall&) = delete;
 
   bool allowed() const { return allowed_; }
+  // Whether the library has called Python on this thread: a callback, or a log in Python.
+  static bool is_inside() { return depth_ > 0; }
 
  private:
+  static inline thread_local int depth_ = 0;
   Runtime& runtime_;
   const bool allowed_;
   PyGILState_STATE gil_{};
@@ -127,6 +133,12 @@ class SharedObject {
 struct Handle {
   template <typename... Arguments>
   explicit Handle(Arguments&&... arguments) : cache(std::forward<Arguments>(arguments)...) {}
+
+  // Closes the cache for good. Call it without the GIL.
+  void close() {
+    closed = true;
+    if (cache.valid()) cache.close_shared_state();
+  }
 
   Cache cache;
   // Set by close(): calls then fail instead of opening the state again.

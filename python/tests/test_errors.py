@@ -215,3 +215,125 @@ def test_iterator_that_other_threads_advance(cache):
         thread.join()
     assert failures == []
     assert len(seen) == len(set(seen))
+
+
+def test_callback_that_reads_while_the_state_is_opened_raises_and_does_not_hang(url, state):
+    reads = []
+
+    def read(event):
+        try:
+            reads.append(cache.get(b"a", None))
+        except whycache.InvalidError as error:
+            reads.append(error)
+
+    cache = whycache.Cache(url, state_path=state, on_event=read)
+    cache.set(b"a", b"1")
+    cache.close_shared_state()
+    whycache.Cache(url, state_path=state).delete_shared_state()
+
+    assert cache.get(b"a") == b"1"
+    assert isinstance(reads[0], whycache.InvalidError)
+    cache.close()
+
+
+def test_log_that_closes_its_cache_gets_an_error(tmp_path):
+    errors = []
+
+    class ClosingLog(whycache.Log):
+        updates: dict[int, bytes] = {}
+
+        def name(self):
+            return "closing:"
+
+        def extent(self):
+            return whycache.Extent(bytes(16), head=len(self.updates))
+
+        def append(self, id, update):
+            for close in (cache.close, cache.close_shared_state, cache.delete_shared_state):
+                try:
+                    close()
+                except whycache.InvalidError as error:
+                    errors.append(error)
+            self.updates[id] = update
+            return whycache.AppendResult.APPENDED
+
+        def read(self, first, last):
+            return sorted(self.updates.items())[first - 1:last]
+
+        def read_base(self):
+            return []
+
+        def rewrite(self, base, base_chain, parts):
+            return False
+
+    with whycache.Cache(ClosingLog(), state_path=tmp_path / "one.state") as cache:
+        assert cache.set(b"a", b"1") == 1
+        assert len(errors) == 3
+        assert cache[b"a"] == b"1"
+
+
+def test_cache_that_its_own_log_frees_is_closed_elsewhere(tmp_path):
+    script = """
+import asyncio, gc, sys, time
+import whycache
+from whycache import aio
+
+class CollectingLog(whycache.Log):
+    updates = {}
+    def name(self): return "collecting:"
+    def extent(self): return whycache.Extent(bytes(16), head=len(self.updates))
+    def append(self, id, update):
+        gc.collect()
+        time.sleep(0.3)
+        gc.collect()
+        self.updates[id] = update
+        return whycache.AppendResult.APPENDED
+    def read(self, first, last): return sorted(self.updates.items())[first - 1:last]
+    def read_base(self): return []
+    def rewrite(self, base, base_chain, parts): return False
+
+async def main():
+    cache = aio.Cache(CollectingLog(), state_path=sys.argv[1])
+    cache.itself = cache
+    cache.set(b"a", b"1")
+
+gc.disable()
+asyncio.run(main())
+time.sleep(1)
+print(len(CollectingLog.updates))
+"""
+    done = subprocess.run([sys.executable, "-c", script, tmp_path / "one.state"],
+                          capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
+
+
+def test_transaction_that_met_an_undecodable_value_conflicts_with_its_change(cache, url, state):
+    with whycache.Cache(url, state_path=state, codec="bytes") as raw:
+        raw.set(b"a", b"\xc1\x01\xc1")
+        runs = []
+
+        def function(t):
+            runs.append(1)
+            try:
+                t.get(b"a")
+            except whycache.DecodeError:
+                t.set(b"b", "undecodable")
+                if len(runs) == 1:
+                    raw.set(b"a", b"good")
+            else:
+                t.set(b"b", "good")
+
+        cache.transact(function)
+    assert (len(runs), cache[b"b"]) == (2, "good")
+
+
+def test_transaction_does_not_store_absent(cache):
+    with pytest.raises(TypeError, match="ABSENT"):
+        cache.transact(lambda t: t.set(b"a", whycache.ABSENT))
+    assert cache.applied_id() == 0
+
+
+def test_huge_deadline_is_no_overflow(url, state):
+    with whycache.Cache(url, state_path=state, deadline=float("inf")) as cache:
+        assert cache.set(b"a", b"1", deadline=1e300) == 1
+        assert cache.update(deadline=float("inf")) == 1

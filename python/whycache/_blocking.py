@@ -54,7 +54,11 @@ class Cache(Operations):
             update_id = self.update_if_fresh(bound, at_least)
             if update_id is not None:
                 return update_id
-        return int(wait(self.start_update(bound, at_least, _milliseconds(deadline), None)))
+        pending = self.start_update(bound, at_least, _milliseconds(deadline), None)
+        try:
+            return int(wait(pending))
+        finally:
+            pending.stop()  # an interrupted call would occupy a thread
 
     def __enter__(self) -> "Cache":
         return self

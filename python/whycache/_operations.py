@@ -156,7 +156,11 @@ class Transaction:
         """Returns the value of a key, with this transaction's own writes on top."""
         value = self._written.get(key, _UNSET)
         if value is _UNSET:
-            value = self._view.get(key, ABSENT)
+            try:
+                value = self._view.get(key, ABSENT)
+            except _whycache.DecodeError:
+                self._keys.add(key)  # the function may go on, because it found that
+                raise
             self._keys.add(key)
             if type(value) is memoryview:
                 value = bytes(value)
@@ -196,6 +200,8 @@ class Transaction:
     def set(self, key: bytes, value: Any) -> None:
         """Sets a key when the transaction ends."""
         self._check_key(key)
+        if value is ABSENT:
+            raise TypeError("whycache.ABSENT cannot be stored: use delete()")
         self._written[key] = value
 
     def __setitem__(self, key: bytes, value: Any) -> None:
@@ -283,9 +289,9 @@ class Operations(_whycache.BaseCache):
             split_updates=split_updates, deadline_ms=_milliseconds(deadline),
             queue_bytes_max=_bytes_max("queue_bytes_max", queue_bytes_max, 64),
             erased_keys_max=erased_keys_max, erased_share_max=erased_share_max,
-            validate=(lambda *change: validate(Change(*change))) if validate else None,
+            validate=(lambda *change: validate(Change(*change))) if validate is not None else None,
             writer_name=writer_name,
-            on_event=(lambda *event: on_event(Event(*event))) if on_event else None)
+            on_event=(lambda *event: on_event(Event(*event))) if on_event is not None else None)
         _open_caches.add(self)
 
     @classmethod
@@ -300,7 +306,7 @@ class Operations(_whycache.BaseCache):
             self, os.fsdecode(state_path), codec, attach=True, wait=wait,
             state_bytes_max=_bytes_max("state_bytes_max", state_bytes_max, 64),
             any_file_system=any_file_system,
-            on_event=(lambda *event: on_event(Event(*event))) if on_event else None)
+            on_event=(lambda *event: on_event(Event(*event))) if on_event is not None else None)
         _open_caches.add(self)
         return self
 
@@ -544,6 +550,10 @@ def wait(pending: Any) -> Any:
 _open_caches: "weakref.WeakSet[Operations]" = weakref.WeakSet()
 
 
+# How long the end of the interpreter waits for a cache to be closed.
+_CLOSE_SECONDS = 2.0
+
+
 def _log_error(message: str, *arguments: Any) -> None:
     import logging  # not before it is needed: every process would hold it in memory
 
@@ -557,11 +567,14 @@ def _end() -> None:
         for cache in list(_open_caches):
             try:
                 left = cache.wait_until_idle(_milliseconds(cache._default_deadline) or 0)
+                closing = cache.start_close()
                 if left:
                     _log_error("%d calls had not finished when the interpreter ended; their "
                                   "writes may not be in the log: state=%s", left,
                                   cache.shared_state_filename())
-                cache.close()
+                # A log that is written in Python may hang.
+                if closing is not None:
+                    closing.result(_CLOSE_SECONDS)
             except Exception as error:
                 _log_error("closing a cache failed at the end of the interpreter: %s", error)
     finally:
