@@ -30,6 +30,7 @@ void LoopWaker::wake() noexcept {
 
 void LoopWaker::add(PendingState& finished) noexcept {
   const std::lock_guard lock(mutex_);
+  if (abandoned_) return;
   std::shared_ptr<PendingState>& end = last_ != nullptr ? last_->next_finished : first_;
   end = finished.shared_from_this();
   last_ = &finished;
@@ -41,6 +42,16 @@ std::shared_ptr<PendingState> LoopWaker::take() noexcept {
   const std::lock_guard lock(mutex_);
   last_ = nullptr;
   return std::move(first_);
+}
+
+void LoopWaker::abandon() noexcept {
+  {
+    const std::lock_guard lock(mutex_);
+    abandoned_ = true;
+  }
+  // One by one: a destructor that followed the links would need a stack as long as the list.
+  for (std::shared_ptr<PendingState> state = take(); state;)
+    state = std::exchange(state->next_finished, nullptr);
 }
 
 // --- The outcome ---
@@ -200,8 +211,9 @@ int pending_clear(PyObject* object) {
 void pending_dealloc(PyObject* object) {
   PyTypeObject* const type = Py_TYPE(object);
   PyObject_GC_UnTrack(object);
-  pending_clear(object);
+  // First: what follows may release the GIL, and the event loop's side must not find the object.
   pending_of(object).state->object = nullptr;
+  pending_clear(object);
   pending_of(object).state.~shared_ptr();
   type->tp_free(object);
   Py_DECREF(type);
@@ -267,6 +279,7 @@ PyObject* completions_new(PyTypeObject* type, PyObject* arguments, PyObject* key
 
 void completions_dealloc(PyObject* object) {
   PyTypeObject* const type = Py_TYPE(object);
+  completions_of(object).waker->abandon();
   completions_of(object).waker.~shared_ptr();
   type->tp_free(object);
   Py_DECREF(type);

@@ -33,12 +33,16 @@ class LoopWaker : public WriteWaker {
   // Returns what has finished since the last call, as a list that PendingState::next_finished
   // links.
   std::shared_ptr<PendingState> take() noexcept;
+  // Drops what has finished, and from now on what finishes: the event loop has ended. Without it,
+  // this object and the list would keep each other.
+  void abandon() noexcept;
 
  private:
   const int descriptor_;
   std::mutex mutex_;
   std::shared_ptr<PendingState> first_;
   PendingState* last_ = nullptr;
+  bool abandoned_ = false;
 };
 
 // None, an update id, or a sum.

@@ -23,20 +23,12 @@ class _LoopSide:
         loop.add_reader(self.completions.fileno(), self.wake)
 
     def wake(self) -> None:
-        loop = self.loop()
         for pending in self.completions.take():
             self.under_way.discard(pending)
             waiters, pending.waiter = pending.waiter, None
             for waiter in waiters or ():
-                if waiter.get_loop() is loop:
-                    _set_done(waiter)
-                else:
-                    waiter.get_loop().call_soon_threadsafe(_set_done, waiter)
-
-
-def _set_done(waiter: "asyncio.Future[None]") -> None:
-    if not waiter.done():
-        waiter.set_result(None)
+                if not waiter.done():
+                    waiter.set_result(None)
 
 
 _sides: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopSide]" = (
@@ -58,10 +50,12 @@ class Write(Generic[_T]):
     attribute `write`, and it can be awaited again.
     """
 
-    __slots__ = ("_pending",)
+    __slots__ = ("_loop", "_pending")
 
-    def __init__(self, pending: _whycache.Pending) -> None:
+    def __init__(self, pending: _whycache.Pending,
+                 loop: "weakref.ref[asyncio.AbstractEventLoop]") -> None:
         self._pending = pending
+        self._loop = loop  # which is woken
 
     def done(self) -> bool:
         """Returns whether the outcome is known."""
@@ -73,15 +67,22 @@ class Write(Generic[_T]):
 
     def __await__(self) -> Generator[Any, None, _T]:
         pending = self._pending
+        loop = asyncio.get_running_loop()
+        pause = 0.001
         while not pending.done():
-            waiter = asyncio.get_running_loop().create_future()
-            if pending.waiter is None:
-                pending.waiter = []
-            pending.waiter.append(waiter)
-            # It may have finished, and been taken, before the waiter was there.
-            if pending.done():
-                break
             try:
+                if self._loop() is not loop:
+                    # Nothing wakes this loop, and the other one may be closed.
+                    yield from asyncio.sleep(pause).__await__()
+                    pause = min(2 * pause, 0.05)
+                    continue
+                waiter = loop.create_future()
+                if pending.waiter is None:
+                    pending.waiter = []
+                pending.waiter.append(waiter)
+                # It may have finished, and been taken, before the waiter was there.
+                if pending.done():
+                    break
                 yield from waiter
             except asyncio.CancelledError as error:
                 error.write = self  # type: ignore[attr-defined]
@@ -109,7 +110,7 @@ class Cache(Operations):
         side = _running_side()
         # A call that has finished may have been taken already only by this thread: not yet.
         side.under_way.add(pending)
-        return Write(pending)
+        return Write(pending, side.loop)
 
     async def _drive(self, steps: Any) -> Any:
         try:
@@ -141,8 +142,12 @@ class Cache(Operations):
             update_id = self.update_if_fresh(bound, at_least)
             if update_id is not None:
                 return update_id
-        return int(await self._finish(self.start_update(
-            bound, at_least, _milliseconds(deadline), self._completions())))
+        pending = self.start_update(bound, at_least, _milliseconds(deadline), self._completions())
+        try:
+            return int(await self._finish(pending))
+        except asyncio.CancelledError:
+            pending.stop()  # without a caller, it would occupy a thread
+            raise
 
     async def aclose(self) -> None:
         """Closes the cache on another thread."""

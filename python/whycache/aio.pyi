@@ -1,5 +1,7 @@
 """The types of the cache for asyncio."""
 
+import weakref
+from asyncio import AbstractEventLoop
 from collections.abc import AsyncIterable, Awaitable, Callable, Generator, Iterable, Mapping
 from datetime import timedelta
 from os import PathLike
@@ -23,7 +25,8 @@ _Seconds: TypeAlias = float | timedelta
 _Items: TypeAlias = Mapping[bytes, Any] | Iterable[tuple[bytes, Any]]
 
 class Write(Generic[_T]):
-    def __init__(self, pending: Pending) -> None: ...
+    def __init__(self, pending: Pending,
+                 loop: weakref.ref[AbstractEventLoop]) -> None: ...
     def done(self) -> bool: ...
     def result(self, timeout: float | None = None) -> _T: ...
     def __await__(self) -> Generator[Any, None, _T]: ...
