@@ -39,4 +39,11 @@ def test_errors_have_exit_codes(run):
     assert bad.returncode == 2
     assert bad.stderr.startswith("whycache: ")
     assert run("get", "a", env={"WHYCACHE_LOG": ""}).returncode == 2
-    assert run("get", "k" * 2000).returncode == 2
+    assert run("get", "k" * 2000).returncode == 9
+
+
+def test_exit_codes_are_those_of_the_program(run):
+    assert run("--codec", "bytes", "set", "broken", "\udcc1\x01\udcc1").returncode == 0
+    undecodable = run("get", "broken")
+    assert (undecodable.returncode, undecodable.stdout) == (5, "")
+    assert run("set", "", "1").returncode == 2

@@ -144,3 +144,14 @@ async def test_rewrite_history_with_a_filter(pc):
 def test_instance_is_abstract():
     with pytest.raises(TypeError):
         WhycacheInstance("test")
+
+
+async def test_subclass_may_override_get(tmp_path):
+    class Decoding(FileWhycacheInstance):
+        def get(self, key):
+            return super().get(key).decode()
+
+    instance = Decoding("decoding", str(tmp_path))
+    await instance.set(b"a", b"1")
+    assert instance.get(b"a") == "1"
+    await instance.close()

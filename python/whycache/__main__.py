@@ -17,9 +17,12 @@ from whycache.original import import_original
 _EXIT_CODES = {
     whycache.InvalidError: 2,
     whycache.UnavailableError: 3,
+    whycache.UncertainError: 3,
     whycache.CorruptError: 5,
+    whycache.DecodeError: 5,
     whycache.ConflictError: 6,
     whycache.RefusedError: 8,
+    whycache.LimitError: 9,
 }
 
 

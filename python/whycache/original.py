@@ -66,7 +66,8 @@ class WhycacheInstance(ABC):
                                     state_path=self.shared_state_filename(),
                                     update_bytes_max=self.max_update_size)
             # Reads then cost what they cost there.
-            self.__dict__["get"] = self._cache.get
+            if type(self).get is WhycacheInstance.get:
+                self.__dict__["get"] = self._cache.get
         return self._cache
 
     def _drop(self) -> None:
