@@ -16,10 +16,11 @@ const std::array groups = {
     CommandGroup{"Read",
                  {&get_command, &mget_command, &scan_command, &keys_command, &count_command}},
     CommandGroup{"Write", {&set_command, &del_command, &import_command, &import_original_command}},
-    CommandGroup{"Follow", {&update_command, &follow_command, &status_command}},
+    CommandGroup{"Follow", {&update_command, &follow_command, &status_command, &rebuild_command}},
     CommandGroup{
         "Look inside",
         {&log_command, &inspect_command, &check_command, &doctor_command, &version_command}},
+    CommandGroup{"Set up", {&init_command}},
     CommandGroup{"Give up history", {&rewrite_command, &clear_command}},
     CommandGroup{"Shell", {&completion_command, &man_command}},
 };

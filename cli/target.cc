@@ -5,17 +5,19 @@
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
-#include <atomic>
 #include <cerrno>
 #include <charconv>
 #include <cstdlib>
 #include <filesystem>
 #include <string_view>
 
+#include "base/call_limit.h"
 #include "base/url.h"
 #include "cli/exit_code.h"
 #include "cli/output.h"
 #include "log/log_name.h"
+#include "log/open_log.h"
+#include "state/file/state_file.h"
 
 namespace whycache::cli {
 namespace {
@@ -80,14 +82,9 @@ void report_event(const Event& event) {
   switch (event.kind) {
     case Event::Kind::rebuilt:
     case Event::Kind::recovered:
+    case Event::Kind::retried:
+    case Event::Kind::reconnected:
     case Event::Kind::stray_state: return print_message(event.message);
-    case Event::Kind::retried: {
-      // The command may retry many times before its deadline, and its last error says how often.
-      static std::atomic<bool> was_reported{false};
-      const bool is_served_stale = event.message.starts_with("log is unreachable");
-      if (!was_reported.exchange(true) || is_served_stale) print_message(event.message);
-      return;
-    }
   }
 }
 
@@ -103,6 +100,8 @@ Options Target::options() const {
   options.any_file_system = any_file_system;
   options.update_bytes_max = update_bytes_max;
   options.deadline = deadline();
+  options.create_log = creates_log;
+  options.accept_replaced_log = accept_replaced_log;
   return options;
 }
 
@@ -146,6 +145,13 @@ void add_target_options(CLI::App& parser, Target& target) {
       ->group(target_group);
 }
 
+void add_accept_replaced_log_option(CLI::App& parser, Target& target) {
+  parser
+      .add_flag("--accept-replaced-log", target.accept_replaced_log,
+                "accept an empty log in place of the one applied so far; this empties the state")
+      ->group(target_group);
+}
+
 void add_update_bytes_max_option(CLI::App& parser, Target& target) {
   parser
       .add_option("--update-bytes-max", target.update_bytes_max,
@@ -172,7 +178,21 @@ std::string log_url(const Target& target) {
 std::unique_ptr<Log> open_log(const Target& target) {
   const std::string url = log_url(target);
   if (url.empty()) refuse_no_log();
-  return whycache::open_log(url);
+  return whycache::open_log(url, std::min(target.deadline(), default_log_deadline),
+                            IfMissing::fail);
+}
+
+Extent ask_log(const Target& target) {
+  const Deadline deadline(target.deadline());
+  const CallLimit limit(deadline);
+  return open_log(target)->extent();
+}
+
+void check_target(const Target& target) {
+  const std::string url = log_url(target);
+  if (url.empty()) refuse_no_log();
+  parse_log_url(url, default_log_deadline);
+  find_state_location(target.options(), log_name(Url(url)), MissingDirectory::leave);
 }
 
 std::unique_ptr<Cache> open_cache(const Target& target,
@@ -184,9 +204,14 @@ std::unique_ptr<Cache> open_cache(const Target& target,
   return std::make_unique<Cache>(url, std::move(options));
 }
 
+std::chrono::milliseconds time_left(const Target& target, const Deadline& deadline) {
+  const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline.remaining());
+  return std::max(left, target.deadline() / 20);
+}
+
 StateLocation state_location(const Target& target, MissingDirectory missing) {
   const Options options = target.options();
-  if (names_a_file(options.state_path)) return {options.state_path, {}, {}};
+  if (names_a_file(options.state_path)) return {path_for_format(options.state_path), {}, {}};
   StateLocation location = find_state_location(options, target_log_name(target), missing);
   // A log in memory has a new directory for each cache, so there is no state to read.
   remove_temporary_directory(location);
@@ -205,17 +230,10 @@ std::string existing_state_path(const Target& target, const std::string& next_st
   return path;
 }
 
-void require_existing_log(const Target& target) {
-  const Url url(log_url(target));
-  if (!url.scheme().ends_with("sqlite") && !url.scheme().ends_with("file")) return;
-  if (::access(url.file_path().c_str(), F_OK) == 0 || errno != ENOENT) return;
-  throw Failure(ExitCode::usage, "there is no log: path=" + url.file_path(),
-                "correct the path in --log");
-}
-
-std::unique_ptr<State> open_state(const Target& target) {
+std::unique_ptr<State> open_state(const Target& target, StateAccess access) {
   StateOptions options;
-  options.path = state_path(target);
+  options.path = state_path(target, MissingDirectory::leave);
+  options.read_only = access == StateAccess::read;
   options.keeps_mode = !target.state_mode;
   if (target.state_mode) options.mode = parse_mode(*target.state_mode);
   options.any_file_system = target.any_file_system;
@@ -227,7 +245,7 @@ namespace {
 // Whether the log's name leads to no state. Opening it would leave a lock file, and the log may
 // have a state under another name.
 bool is_state_absent(const Target& target) {
-  const StateLocation location = state_location(target);
+  const StateLocation location = state_location(target, MissingDirectory::leave);
   return location.is_named_after_log() && ::access(location.path.c_str(), F_OK) != 0 &&
          errno == ENOENT;
 }
@@ -249,8 +267,10 @@ std::unique_ptr<State> open_usable_state(const Target& target, const std::string
 std::unique_ptr<Cache> update_cache(const Target& target, const FreshnessOptions& freshness) {
   UpdateOptions options;
   if (!freshness.update) options.staleness_max = *freshness.staleness_max;
+  const Deadline deadline(target.deadline());
   try {
     auto cache = open_cache(target);
+    options.deadline = time_left(target, deadline);
     cache->update(options);
     return cache;
   } catch (const Error& error) {
@@ -281,15 +301,32 @@ StateSource::StateSource(const Target& target) {
       return;
     }
   }
+  const Deadline deadline(target.deadline());
   cache_ = open_cache(target);
   // A state that was copied from another machine may belong to another log, or be older than the
   // base.
-  cache_->update();
+  UpdateOptions options;
+  options.deadline = time_left(target, deadline);
+  try {
+    cache_->update(options);
+  } catch (const Error& error) {
+    // A machine that was restarted has verified its own state. That its log is away was reported.
+    if (error.kind() != ErrorKind::unavailable || !cache_->ready() ||
+        !is_name_of_log(CacheInternal::state(*cache_).info().log_name, target_log_name(target)))
+      throw;
+  }
 }
 
 StateSource StateSource::open(const Target& target, const FreshnessOptions& freshness) {
   if (!freshness.update && !freshness.staleness_max) return StateSource(target);
   return StateSource(update_cache(target, freshness));
+}
+
+StateSource StateSource::open_unchanged(const Target& target) {
+  if (is_in_memory(target)) return StateSource(target);
+  return StateSource(open_usable_state(target, names_a_log(target)
+                                                   ? "run `whycache update`, which builds one"
+                                                   : "name another file, or give --log URL"));
 }
 
 StateSource StateSource::open_file(const std::string& path, const Target& target) {

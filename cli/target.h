@@ -33,6 +33,9 @@ struct Target {
   std::optional<std::string> state_mode;
   std::uint32_t update_bytes_max = Options{}.update_bytes_max;
   bool any_file_system = false;
+  // Whether opening a cache creates a log that is missing: of commands that write what they need.
+  bool creates_log = false;
+  bool accept_replaced_log = false;  // --accept-replaced-log
 
   std::chrono::milliseconds deadline() const;
   // Returns the options for the library.
@@ -41,14 +44,27 @@ struct Target {
 
 // --log, --deadline, --state, --state-mode, --any-file-system, --profile, --config
 void add_target_options(CLI::App& parser, Target& target);
+// --accept-replaced-log
+void add_accept_replaced_log_option(CLI::App& parser, Target& target);
 // --update-bytes-max, for commands that write
 void add_update_bytes_max_option(CLI::App& parser, Target& target);
 
 // Returns an empty string if no log is named.
 std::string log_url(const Target& target);
 inline bool names_a_log(const Target& target) { return !log_url(target).empty(); }
-// Throws Failure if no log is named, and Error if it cannot be opened.
+// Returns what is left to the log after the cache was opened. Building the state may have taken
+// longer than the deadline: the log answers then, and gets a moment.
+std::chrono::milliseconds time_left(const Target& target, const Deadline& deadline);
+
+// Opens the log, and creates none. Throws Failure if no log is named, and Error if it cannot be
+// opened.
 std::unique_ptr<Log> open_log(const Target& target);
+// Returns uuid, base and head of the log within the deadline, which covers opening it. Throws as
+// open_log().
+Extent ask_log(const Target& target);
+// Throws Failure or Error(invalid) if the target has what no later attempt can help: no log, a
+// wrong URL or option, a state path that cannot be one.
+void check_target(const Target& target);
 // Prints an event of a cache, such as a rebuild, on standard error.
 void report_event(const Event& event);
 std::unique_ptr<Cache> open_cache(const Target& target,
@@ -63,10 +79,10 @@ std::string state_path(const Target& target, MissingDirectory missing = MissingD
 // Returns the absolute path of this machine's state, which exists. Throws Failure if there is none,
 // with `next_step`, or if the target names neither a log nor a state file.
 std::string existing_state_path(const Target& target, const std::string& next_step);
-// Throws Failure if the log is a file or directory that does not exist: opening would create it.
-void require_existing_log(const Target& target);
-// Opens the state as it is, without a cache that would repair it, and without the log.
-std::unique_ptr<State> open_state(const Target& target);
+enum class StateAccess { read, lock };
+// Opens the state as it is, without a cache that would repair it, and without the log. To read
+// changes nothing, neither the file nor its directory.
+std::unique_ptr<State> open_state(const Target& target, StateAccess access = StateAccess::read);
 
 // A state to read from. This is the machine's state as it is, if the log that made it is the one
 // that the target names: then reading neither needs nor contacts the log. Otherwise it is the state
@@ -77,6 +93,9 @@ class StateSource {
   // Contacts the log first if the options say so. Throws Failure stale or unreachable if that was
   // necessary and the log did not answer.
   static StateSource open(const Target& target, const FreshnessOptions& freshness);
+  // Reads the state as it is, whatever its log: changes nothing, and asks no log. Throws Failure if
+  // there is none.
+  static StateSource open_unchanged(const Target& target);
   // Reads the state file at `path` alone, whatever log the target names.
   static StateSource open_file(const std::string& path, const Target& target);
 

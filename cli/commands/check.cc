@@ -114,7 +114,7 @@ StateResult check_state_at(const CheckArguments& arguments, const std::string& p
   } else if (!found.mapping) {
     return {{}, {"cannot be used: " + found.unusable_reason}};
   }
-  const auto state = open_state(arguments.target);
+  const auto state = open_state(arguments.target, StateAccess::lock);
   if (!state->usable()) return {{}, {"cannot be used: " + state->unusable_reason()}};
   StateResult result;
   result.faults = state->check(Deadline(arguments.target.deadline()), progress);
@@ -164,7 +164,6 @@ std::optional<StateInfo> check_state(const CheckArguments& arguments, CheckRepor
 
 void check_log(const CheckArguments& arguments, const std::optional<StateInfo>& info,
                CheckReport& findings) {
-  require_existing_log(arguments.target);
   const auto log = open_log(arguments.target);
   LogVerifier verifier(*log, info ? info->applied_id : 0);
   Progress progress("replaying the log", 0, Progress::Unit::count, arguments.quiet);

@@ -230,6 +230,7 @@ CommandAction prepare_import(CLI::App& parser) {
   add_quiet_option(parser, arguments->quiet);
   add_update_bytes_max_option(parser, arguments->target);
   add_target_options(parser, arguments->target);
+  arguments->target.creates_log = true;
   return [arguments](Output& output) { return import_items(*arguments, output); };
 }
 

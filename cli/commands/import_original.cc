@@ -84,6 +84,7 @@ CommandAction prepare_import_original(CLI::App& parser) {
   add_json_option(parser, arguments->json);
   add_update_bytes_max_option(parser, arguments->target);
   add_target_options(parser, arguments->target);
+  arguments->target.creates_log = true;
   return [arguments](Output& output) { return import_original_log(*arguments, output); };
 }
 

@@ -7,10 +7,12 @@
 #include <nlohmann/json.hpp>
 
 #include "base/clock.h"
+#include "base/url.h"
 #include "cli/command.h"
 #include "cli/escape.h"
 #include "cli/format.h"
 #include "cli/target.h"
+#include "log/log_name.h"
 
 namespace whycache::cli {
 namespace {
@@ -31,8 +33,7 @@ struct LogStatus {
 LogStatus read_log_status(const Target& target) {
   if (!names_a_log(target)) return {};
   try {
-    require_existing_log(target);  // or opening would create it
-    return {open_log(target)->extent(), {}};
+    return {ask_log(target), {}};
   } catch (const Error& error) {
     return {std::nullopt, error.what()};
   } catch (const Failure& failure) {
@@ -50,7 +51,8 @@ struct MachineStatus {
   UpdateId head = 0;
   LogStatus log;
 
-  MachineStatus(const State& state, LogStatus log_status) : log(std::move(log_status)) {
+  // Asks the log last: it then has what is applied, unless it has lost that.
+  MachineStatus(const State& state, const Target& target) {
     info = state.info();
     path = state.path();
     struct stat status;
@@ -60,6 +62,7 @@ struct MachineStatus {
     } else {
       has_another_clock = state.was_polled_by_another_clock();
     }
+    log = read_log_status(target);
     // The log had what is applied, even if it was not polled since.
     head = log.extent ? log.extent->head : std::max(state.known_head(), info.applied_id);
   }
@@ -68,14 +71,24 @@ struct MachineStatus {
   // update() rebuilds it.
   bool is_of_same_log() const { return !log.extent || log.extent->uuid == info.log_uuid; }
   bool is_ahead_of_log() const { return log.extent && info.applied_id > log.extent->head; }
-  std::uint64_t lag() const { return head > info.applied_id ? head - info.applied_id : 0; }
+  // How far the machine is behind what was last known of the log.
+  std::uint64_t known_lag() const { return head > info.applied_id ? head - info.applied_id : 0; }
+  // Nullopt: unknown, since the log was not asked or did not answer.
+  std::optional<std::uint64_t> lag() const {
+    return log.extent ? std::optional(known_lag()) : std::nullopt;
+  }
 };
 
 Json as_json(const MachineStatus& status) {
   Json object;
   object["applied_id"] = status.info.applied_id;
   object["head"] = status.head;
-  object["lag"] = status.lag();
+  if (const std::optional<std::uint64_t> lag = status.lag()) {
+    object["lag"] = *lag;
+  } else {
+    object["lag"] = nullptr;
+  }
+  object["known_lag"] = status.known_lag();
   if (status.staleness) {
     object["staleness_seconds"] = std::chrono::duration<double>(*status.staleness).count();
   } else {
@@ -108,6 +121,12 @@ std::string why_unknown(const MachineStatus& status) {
              : "the log was not contacted since this machine started";
 }
 
+std::string format_lag(const MachineStatus& status) {
+  const std::string known =
+      fmt::format("{} update{}", status.known_lag(), status.known_lag() == 1 ? "" : "s");
+  return status.lag() ? known : fmt::format("unknown, {} when the log was last contacted", known);
+}
+
 void print(const MachineStatus& status, Output& output) {
   const auto row = [&](std::string_view name, const std::string& value) {
     output.write_line(fmt::format("{:<12}{}", name, value));
@@ -117,7 +136,7 @@ void print(const MachineStatus& status, Output& output) {
   row("applied id", std::to_string(status.info.applied_id));
   row("head", fmt::format("{}{}", status.head,
                           status.log.extent ? "" : "  (when the log was last contacted)"));
-  row("lag", fmt::format("{} update{}", status.lag(), status.lag() == 1 ? "" : "s"));
+  row("lag", format_lag(status));
   row("staleness", staleness);
   row("items",
       fmt::format("{}  ({} of keys and values)", format_with_commas(status.info.item_count),
@@ -135,9 +154,21 @@ void print(const MachineStatus& status, Output& output) {
   row("state", fmt::format("{}  ({})", escape(status.path), format_bytes(status.file_bytes)));
 }
 
+// A machine without a state exceeds every bound.
+StateSource open_state_unchanged(const StatusArguments& arguments) {
+  try {
+    return StateSource::open_unchanged(arguments.target);
+  } catch (const Failure& failure) {
+    if (failure.code() != ExitCode::usage || !names_a_log(arguments.target) ||
+        !(arguments.staleness_max || arguments.lag_max))
+      throw;
+    throw Failure(ExitCode::stale, failure.what(), failure.next_step());
+  }
+}
+
 ExitCode status(const StatusArguments& arguments, Output& output) {
-  const StateSource source(arguments.target);
-  const MachineStatus status(source.state(), read_log_status(arguments.target));
+  const StateSource source = open_state_unchanged(arguments);
+  const MachineStatus status(source.state(), arguments.target);
   if (arguments.json) {
     output.write_json(as_json(status));
   } else {
@@ -145,10 +176,13 @@ ExitCode status(const StatusArguments& arguments, Output& output) {
   }
   output.flush();
   if (!status.is_of_same_log()) {
-    throw Failure(ExitCode::corrupt,
-                  fmt::format("the state is of another log: state_uuid={} log_uuid={}",
-                              to_string(status.info.log_uuid), to_string(status.log.extent->uuid)),
-                  "check --log and --state; `whycache update` builds a new state from this log");
+    throw Failure(
+        ExitCode::corrupt,
+        fmt::format("the state is of another log: path={} state_log={} state_uuid={} "
+                    "log={} log_uuid={}",
+                    status.path, status.info.log_name, to_string(status.info.log_uuid),
+                    log_name(Url(log_url(arguments.target))), to_string(status.log.extent->uuid)),
+        "check --log and --state; `whycache update` builds a new state from this log");
   }
   if (status.is_ahead_of_log()) {
     throw Failure(
@@ -170,11 +204,18 @@ ExitCode status(const StatusArguments& arguments, Output& output) {
                         "or run `whycache update` here"
                       : "run `whycache update`, or keep `whycache follow` running");
   }
-  if (arguments.lag_max && status.lag() > *arguments.lag_max) {
+  if (arguments.lag_max && status.known_lag() > *arguments.lag_max) {
     throw Failure(ExitCode::stale,
-                  fmt::format("further behind than requested: lag={} lag_max={}", status.lag(),
-                              *arguments.lag_max),
+                  fmt::format("further behind than requested: lag={} lag_max={}",
+                              status.known_lag(), *arguments.lag_max),
                   "run `whycache update`, or keep `whycache follow` running");
+  }
+  if (arguments.lag_max && !status.lag()) {
+    throw Failure(ExitCode::stale,
+                  fmt::format("the lag is unknown: {} lag_max={}",
+                              status.log.error.empty() ? "no log is named" : status.log.error,
+                              *arguments.lag_max),
+                  "give --log, and see `whycache doctor` if the log does not answer");
   }
   return ExitCode::done;
 }
@@ -197,16 +238,17 @@ const Command status_command{
     "status", "this machine's position in the log, and its staleness",
     R"(Prints the position of this machine's state: applied id, head of the log and the lag between
 them; staleness, which is the time since a process of this machine last contacted the log; number of
-items; digest and chain, which are equal on all machines with the same applied id. Changes nothing,
-and succeeds if the log does not answer.)",
+items; digest and chain, which are equal on all machines with the same applied id. Changes and
+creates nothing, and succeeds if the log does not answer: the lag is then unknown.)",
     R"(Examples:
   whycache status
   whycache status --staleness-max 30s --lag-max 100 > /dev/null || echo 'this machine is behind'
   whycache status --json | jq .lag
   whycache status --state /var/lib/whycache/flags.state    without contacting the log
 
-Exit codes: 0 done, 4 staler or further behind than the given bound, 5 the state is damaged, of
-  another log, or ahead of a log that lost updates, 7 permission)",
+Exit codes: 0 done, 2 there is no state, 4 staler or further behind than the given bound, or that is
+  unknown, 5 the state is damaged, of another log, or ahead of a log that lost updates,
+  7 permission)",
     prepare_status};
 
 }  // namespace whycache::cli

@@ -17,8 +17,10 @@ struct UpdateArguments {
 };
 
 ExitCode update(const UpdateArguments& arguments, Output& output) {
+  const Deadline deadline(arguments.target.deadline());
   const auto cache = open_cache(arguments.target);
   UpdateOptions options;
+  options.deadline = time_left(arguments.target, deadline);
   options.at_least = arguments.at_least;
   if (arguments.staleness_max) options.staleness_max = *arguments.staleness_max;
   UpdateId id = 0;
@@ -48,6 +50,7 @@ CommandAction prepare_update(CLI::App& parser) {
   add_duration_option(parser, "--staleness-max", arguments->staleness_max,
                       "do nothing if this machine contacted the log within DURATION");
   add_json_option(parser, arguments->json);
+  add_accept_replaced_log_option(parser, arguments->target);
   add_target_options(parser, arguments->target);
   return [arguments](Output& output) { return update(*arguments, output); };
 }
@@ -64,7 +67,8 @@ processes of this machine see them.)",
   whycache update --at-least $id --deadline 30s      on another: returns once it has that update
 
 Exit codes: 0 done, 3 the log did not answer, 4 --at-least was not reached in time,
-  5 the log is damaged (the state keeps its applied id), 7 permission, 9 the disk is full)",
+  5 the log is damaged, or empty in place of one that was applied (the state keeps its applied id),
+  7 permission, 9 the disk is full)",
     prepare_update};
 
 }  // namespace whycache::cli

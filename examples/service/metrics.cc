@@ -26,6 +26,7 @@ constexpr std::array cache_counters = {
     CacheCounter{"rebuilds_diverged", &Counters::rebuilds_diverged},
     CacheCounter{"rebuilds_replaced", &Counters::rebuilds_replaced},
     CacheCounter{"rebuilds_damaged", &Counters::rebuilds_damaged},
+    CacheCounter{"rebuilds_to_shrink", &Counters::rebuilds_to_shrink},
     CacheCounter{"recoveries", &Counters::recoveries},
 };
 

@@ -77,6 +77,7 @@ struct Counters {
   std::uint64_t rebuilds_diverged = 0;     // the log was restored, forked or lost its tail
   std::uint64_t rebuilds_replaced = 0;     // the log has another uuid
   std::uint64_t rebuilds_damaged = 0;      // the state could not be used
+  std::uint64_t rebuilds_to_shrink = 0;    // most of a large state was free
   std::uint64_t recoveries = 0;            // rollbacks of an update whose writer had died
 };
 

@@ -18,10 +18,13 @@ namespace whycache {
 // An event that the operator of the application may want to know. The library itself never prints.
 struct Event {
   enum class Kind {
-    rebuilt,     // the state was rebuilt from the log; `message` says why
-    recovered,   // a writer died while it applied an update; the update was rolled back
-    retried,     // the log failed and is asked again
-    stray_state  // a state file cannot be used and will be replaced; `message` says why
+    rebuilt,    // the state was rebuilt from the log; `message` says why
+    recovered,  // a writer died while it applied an update; the update was rolled back
+    // The log failed and is asked again. Reported when that begins, and while it lasts at intervals
+    // that double from a minute to an hour; `message` then says for how long.
+    retried,
+    stray_state,  // a state file cannot be used and will be replaced; `message` says why
+    reconnected   // the log answers again after a failure that was reported
   };
   Kind kind;
   std::string message;
@@ -72,6 +75,16 @@ struct Options {
   // by default its state is a temporary file that is removed when the cache is closed.
   std::string state_path{};
   OpenMode open = OpenMode::wait;
+  // Whether a log that a URL names is created if it is missing; `create=off` in the URL forbids it,
+  // too. A log of which this machine has a state is never created again, whatever this says: it is
+  // away, or was deleted. Opening a missing log throws Error(invalid); or, if there is a state,
+  // Error(unavailable) from the calls that need the log.
+  bool create_log = true;
+  // Whether update() and writes accept an empty log in place of one from which this machine has
+  // items, as one that was created by mistake where the log's disk was not mounted. Accepting it
+  // empties the state. Otherwise they throw Error(corrupt), and reads continue. Logs in memory are
+  // always accepted.
+  bool accept_replaced_log = false;
   // Permission bits of the state file. Other users can read the cache only if these bits allow it.
   // The lock file beside it is only for those who may write to the state. A state that exists loses
   // the bits that are not given here; if it belongs to another user, opening it then throws

@@ -112,6 +112,7 @@ PyObject* dict_of(const Counters& counters) {
                         put(to, "rebuilds_diverged", counters.rebuilds_diverged) &&
                         put(to, "rebuilds_replaced", counters.rebuilds_replaced) &&
                         put(to, "rebuilds_damaged", counters.rebuilds_damaged) &&
+                        put(to, "rebuilds_to_shrink", counters.rebuilds_to_shrink) &&
                         put(to, "recoveries", counters.recoveries);
   return complete ? dict.release() : nullptr;
 }

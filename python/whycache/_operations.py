@@ -39,7 +39,7 @@ _FILL_BYTES = 512 * 1024
 
 
 class Event(NamedTuple):
-    """What `on_event` gets. Kinds: rebuilt, recovered, retried, stray_state."""
+    """What `on_event` gets. Kinds: rebuilt, recovered, retried, stray_state, reconnected."""
 
     kind: str
     message: str

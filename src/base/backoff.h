@@ -41,7 +41,7 @@ class Backoff {
   }
   Backoff(const Deadline& deadline, const Pauses& pauses)
       : pauses_(pauses),
-        timeout_(std::chrono::duration_cast<std::chrono::milliseconds>(deadline.remaining())),
+        timeout_(std::chrono::ceil<std::chrono::milliseconds>(deadline.remaining())),
         deadline_(deadline) {
     check_pauses();
   }

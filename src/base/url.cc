@@ -152,6 +152,9 @@ Url::Url(std::string_view text) {
     throw invalid("log url has a control character (write it as %, then two hexadecimal digits)");
   }
   scheme_ = parse_scheme(text);
+  // As what a configuration file leaves behind the end. It would name another log.
+  if (text.find(' ') != std::string_view::npos)
+    throw invalid("log url has a blank (remove it; in a name, write it as %20)");
   std::string_view rest = text.substr(scheme_.size() + 1);
 
   if (rest.find('#') != std::string_view::npos) {

@@ -9,6 +9,7 @@
 
 #include "base/file.h"
 #include "base/fork_handlers.h"
+#include "base/url.h"
 #include "client/appender.h"
 #include "client/bulk_load.h"
 #include "client/cache_internal.h"
@@ -22,7 +23,9 @@
 #include "client/transact.h"
 #include "client/write_queue.h"
 #include "log/lazy_log.h"
+#include "log/log_name.h"
 #include "log/open_log.h"
+#include "state/file/state_file.h"
 #include "state/state.h"
 
 namespace whycache {
@@ -72,6 +75,7 @@ StateOptions state_options(const Options& options, const std::string& path, Role
           .bytes_max = options.state_bytes_max,
           .any_file_system = options.any_file_system,
           .read_only = role == Role::attached,
+          .any_owner = role == Role::attached,
           .waits_for_others = options.open == OpenMode::wait};
 }
 
@@ -128,8 +132,8 @@ void prepare_attached_state(Session& session) {
 
 // Prepares the state for reading. Asks the log only if the state cannot serve reads without it: if
 // there is none, or if it may be of another log.
-void prepare_state(Session& session) {
-  Backoff backoff(session.options.deadline);
+void prepare_state(Session& session, const Deadline& deadline) {
+  Backoff backoff(deadline, Backoff::log_pauses);
   if (!session.state.usable()) {
     if (session.options.open == OpenMode::wait) follow(session, backoff);
     return;
@@ -167,14 +171,14 @@ class Cache::Impl {
   Impl(std::unique_ptr<Log> log, Options given)
       : options_(checked(std::move(given))),
         role_(Role::with_log),
-        location_(locate_state(options_, *log)),
+        location_(locate_state(options_, *log, opening_deadline_)),
         state_(open_state()) {
     open(std::move(log));
   }
   Impl(const std::string& state_path, const AttachOptions& given)
       : options_(checked(options_of(given))),
         role_(Role::attached),
-        location_{absolute_path(state_path), {}},
+        location_{path_for_format(absolute_path(state_path)), {}, {}},
         state_(open_state()) {
     open(std::make_unique<NoLog>(state_->path()));
   }
@@ -183,7 +187,7 @@ class Cache::Impl {
       Log& the_log = *log;
       context_.store(
           new ProcessContext(*state_, location_, the_log, std::move(log), options_, counters_));
-      prepare();
+      prepare(opening_deadline_);
     } catch (...) {
       shut_down();
       throw;
@@ -249,12 +253,12 @@ class Cache::Impl {
   AtomicCounters& counters() { return counters_; }
 
  private:
-  void prepare() const {
+  void prepare(const Deadline& deadline) const {
     Session& session = context_of_this_process().session;
     if (role_ == Role::attached) {
       prepare_attached_state(session);
     } else {
-      prepare_state(session);
+      prepare_state(session, deadline);
     }
   }
 
@@ -265,10 +269,11 @@ class Cache::Impl {
       throw Error(ErrorKind::invalid, "cache is closed: its state was deleted through this object");
     }
     if (State* const state = state_if_open_.load(std::memory_order_acquire)) return *state;
-    state_->switch_if_replaced(Backoff(options_.deadline).deadline());
+    const Deadline deadline = Backoff(options_.deadline).deadline();
+    state_->switch_if_replaced(deadline);
     context.session.reopen();
     context.write_queue.restart();
-    prepare();
+    prepare(deadline);
     state_->enable_mapping_cache();
     state_if_open_.store(state_.get(), std::memory_order_release);
     return *state_;
@@ -289,8 +294,8 @@ class Cache::Impl {
   std::unique_ptr<State> open_state() const {
     try {
       const bool waits = options_.open == OpenMode::wait;
-      const Backoff backoff(waits ? options_.deadline : std::chrono::milliseconds(0));
-      return State::open(state_options(options_, location_.path, role_), backoff.deadline());
+      return State::open(state_options(options_, location_.path, role_),
+                         waits ? opening_deadline_ : Deadline(std::chrono::milliseconds(0)));
     } catch (...) {
       remove_temporary_directory(location_);
       throw;
@@ -332,6 +337,8 @@ class Cache::Impl {
   mutable std::atomic<State*> state_if_open_{nullptr};
   std::atomic<bool> is_deleted_{false};
   const Options options_;
+  // Of all that opening waits for.
+  const Deadline opening_deadline_{options_.deadline};
   const Role role_;
   const StateLocation location_;
   const std::uint64_t owner_fork_count_ = fork_count();
@@ -347,11 +354,35 @@ namespace {
   throw Error(ErrorKind::invalid, "cache was moved from");
 }
 
+// Opens the log when it is needed. Creates it only if that is allowed and this machine has no state
+// of it.
+std::unique_ptr<Log> open_log_of_machine(std::string_view url, const Options& options) {
+  Options place;
+  place.name = options.name;
+  place.state_path = options.state_path;
+  const auto open = [place = std::move(place), name = log_name(Url(url)),
+                     may_create = options.create_log](const LogOpener& opener) {
+    const std::optional<std::string> state = find_present_state(place, name);
+    try {
+      return opener(may_create && !state ? IfMissing::create : IfMissing::fail);
+    } catch (const LogMissing& missing) {
+      if (!state) throw;
+      // Not `invalid`: with its state, this machine waits for the log to come back.
+      throw Error(ErrorKind::unavailable,
+                  missing.description() + " state=" + *state +
+                      " (this machine has a state: mount or restore its log; or, to begin another, "
+                      "run `whycache init URL` and choose another state_path)");
+    }
+  };
+  return open_log_lazily(url, std::min(options.deadline, default_log_deadline), open);
+}
+
 }  // namespace
 
-Cache::Cache(std::string_view log_url, Options options)
-    : Cache(open_log_lazily(log_url, std::min(options.deadline, default_log_deadline)),
-            std::move(options)) {}
+Cache::Cache(std::string_view log_url, Options options) {
+  std::unique_ptr<Log> log = open_log_of_machine(log_url, options);
+  impl_ = std::make_unique<Impl>(std::move(log), std::move(options));
+}
 
 Cache::Cache(std::unique_ptr<Log> log, Options options) {
   if (!log) throw Error(ErrorKind::invalid, "no log given");
@@ -725,6 +756,22 @@ void Cache::close_shared_state() { impl().close(/*remove=*/false); }
 void Cache::delete_shared_state() { impl().close(/*remove=*/true); }
 
 Log& CacheInternal::log(const Cache& cache) { return cache.impl().session().log; }
+
+void CacheInternal::rebuild(Cache& cache) {
+  cache.update();
+  Session& session = cache.impl().context().session;
+  Backoff backoff(session.options.deadline);
+  rebuild_beside(session, RebuildReason::requested, backoff);
+}
+
+bool CacheInternal::shrink(Cache& cache) {
+  Session& session = cache.impl().context().session;
+  if (!session.state.can_lock() || !session.state.usable() || !session.state.is_mostly_free())
+    return false;
+  Backoff backoff(session.options.deadline);
+  rebuild_beside(session, RebuildReason::mostly_free, backoff);
+  return true;
+}
 
 State& CacheInternal::state(const Cache& cache) { return cache.impl().state(); }
 

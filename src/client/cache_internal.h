@@ -37,6 +37,12 @@ class CacheInternal {
   static std::optional<UpdateId> write_decided(
       Cache& cache, const std::function<std::vector<Change>(const View&)>& decide,
       const WriteOptions& options);
+  // Updates the state, builds it again beside the present one, and puts that in its place. The
+  // deadline limits how long the log may be silent. Throws as Cache::update(), and Error(limit) if
+  // there is no room for both.
+  static void rebuild(Cache& cache);
+  // The same if the state is large and mostly free. Returns whether it was.
+  static bool shrink(Cache& cache);
 };
 
 }  // namespace whycache

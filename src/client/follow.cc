@@ -125,11 +125,17 @@ std::optional<RebuildCause> catch_up(Session& session, Backoff& backoff,
       if (position_of(session.state.info()) != position && !backoff.deadline().passed()) continue;
       if (match == HistoryMatch::replaced)
         check_may_replace(session, {info.log_uuid, info.log_name}, page.extent().uuid);
+      refuse_empty_log(session, info, page.extent());
       return RebuildCause{reason_of(match), why};
     }
     session.note_seen_log(position.log_uuid);
 
-    apply_page(session, page, position, backoff.deadline());
+    try {
+      apply_page(session, page, position, backoff.deadline());
+    } catch (const Error&) {  // a full disk, for example: this machine is behind, and knows it
+      session.state.record_known_head(page.extent().head);
+      throw;
+    }
     const UpdateId applied = session.state.applied_id();
     if (page.is_complete()) {
       check_head_reached(session.log, applied, promised_head);

@@ -1,5 +1,6 @@
 #include "client/rebuild.h"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -8,6 +9,10 @@
 #include <exception>
 #include <limits>
 #include <optional>
+#include <utility>
+#include <vector>
+
+#include <whycache/view.h>
 
 #include "client/log_page.h"
 #include "client/state_links.h"
@@ -194,6 +199,29 @@ std::optional<Build> try_build(Session& session, const Extent& extent, UpdateId 
   return build;
 }
 
+// Makes a file of the items that are pinned as of `build.position`, without free space, the one of
+// `build`. The versions of the items become that id.
+void compact(Session& session, const std::shared_ptr<const detail::Pin>& items, Build& build,
+             const Backoff& backoff) {
+  constexpr std::size_t batch_items_max = 1024;
+  const LogPosition& position = build.position;
+  auto builder = session.state.begin_build(position.log_uuid, session.log.name());
+  std::vector<Item> batch;
+  const auto load_batch = [&] {
+    session.throw_if_stopped(backoff);
+    if (!batch.empty()) builder->load(batch, position.id);
+    batch.clear();
+  };
+  const View view(items);
+  for (const Item item : view.items()) {
+    batch.push_back(item);
+    if (batch.size() == batch_items_max) load_batch();
+  }
+  load_batch();
+  builder->finish_load(position.id, position.chain);
+  build.builder = std::move(builder);
+}
+
 // Builds until an attempt succeeds. Returns nullopt if the base is beyond `last`.
 std::optional<Build> build_up_to(Session& session, UpdateId last, Backoff& backoff) {
   BaseProgress progress(backoff);
@@ -219,8 +247,10 @@ std::uint64_t Counters::*counter_of(RebuildReason reason) {
     case RebuildReason::behind_base: return &Counters::rebuilds_behind_base;
     case RebuildReason::diverged: return &Counters::rebuilds_diverged;
     case RebuildReason::replaced: return &Counters::rebuilds_replaced;
+    case RebuildReason::mostly_free: return &Counters::rebuilds_to_shrink;
     case RebuildReason::no_state:
-    case RebuildReason::removed: break;
+    case RebuildReason::removed:
+    case RebuildReason::requested: break;
   }
   return nullptr;
 }
@@ -233,6 +263,8 @@ const char* describe(RebuildReason reason) {
     case RebuildReason::behind_base: return "it was behind the log's base";
     case RebuildReason::diverged: return "the log was restored, forked or lost its tail";
     case RebuildReason::replaced: return "the log was replaced";
+    case RebuildReason::mostly_free: return "most of it was free";
+    case RebuildReason::requested: return "that was requested";
   }
   return "";
 }
@@ -252,10 +284,12 @@ bool install(Session& session, Build& build, const RebuildCause& cause, Backoff&
                                    backoff.deadline());
     case RebuildReason::no_state:
     case RebuildReason::removed:
-    case RebuildReason::damaged: break;
+    case RebuildReason::damaged:
+    case RebuildReason::mostly_free:
+    case RebuildReason::requested: break;
   }
-  // A process may have written to the old state meanwhile, damaged as it is. The new state must not
-  // lack an update that a reader saw there.
+  // A process may have written to the old state meanwhile, damaged as it may be. The new state must
+  // not lack an update that a reader saw there.
   constexpr int rounds_max = 3;
   for (int round = 0; round < rounds_max; ++round) {
     if (session.state.install(*build.builder, InstallPolicy::unless_behind, {}, backoff.deadline()))
@@ -306,6 +340,20 @@ void check_may_replace(const Session& session, const LogIdentity& present, const
                                   "longer needed)"));
 }
 
+void refuse_empty_log(const Session& session, const StateInfo& info, const Extent& extent) {
+  if (extent.head != 0 || info.item_count == 0 || session.options.accept_replaced_log ||
+      session.log.name().starts_with("memory:"))
+    return;
+  throw LogError(
+      ErrorKind::corrupt,
+      "log is empty, in place of one that this machine has applied: log=" + session.log.name() +
+          " uuid=" + to_string(extent.uuid) + " path=" + session.state.path() + " state_uuid=" +
+          to_string(info.log_uuid) + " applied_id=" + std::to_string(info.applied_id) +
+          " items=" + std::to_string(info.item_count) +
+          " (mount or restore the log that was there; if it was emptied on purpose, `whycache "
+          "update --accept-replaced-log` or Options::accept_replaced_log empties the state, too)");
+}
+
 RebuildCause unusable_state_cause(const Session& session) {
   if (::access(session.state.path().c_str(), F_OK) == 0)
     return {RebuildReason::damaged, session.state.unusable_reason()};
@@ -343,6 +391,31 @@ std::optional<Build> build_beside_or_instead(Session& session, Backoff& backoff,
   }
 }
 
+void finish_rebuild(Session& session, const Build& build, const RebuildCause& cause,
+                    Backoff& backoff, bool gave_way) {
+  session.state.switch_if_replaced(backoff.deadline());
+  const StateInfo info = session.state.info();
+  session.note_seen_log(info.log_uuid);
+  session.note_usable_state();
+  if (session.location.is_named_after_log()) record_state(session.state.path(), info.log_uuid);
+  session.state.record_poll(build.poll_time_ns, build.head);
+  if (cause.reason == RebuildReason::no_state) return;
+  if (std::uint64_t Counters::*const counter = counter_of(cause.reason))
+    session.counters.add(counter);
+  session.report(Event::Kind::rebuilt, std::string("state rebuilt, since ") +
+                                           describe(cause.reason) + ": " + cause.details +
+                                           (gave_way ? " (for lack of room, the old one was "
+                                                       "removed first)"
+                                                     : "") +
+                                           " path=" + session.state.path() +
+                                           " now_applied_id=" + std::to_string(info.applied_id));
+}
+
+std::uint64_t file_bytes(const std::string& path) {
+  struct stat status;
+  return ::stat(path.c_str(), &status) == 0 ? static_cast<std::uint64_t>(status.st_size) : 0;
+}
+
 }  // namespace
 
 bool rebuild(Session& session, const RebuildCause& cause, Backoff& backoff) {
@@ -355,23 +428,68 @@ bool rebuild(Session& session, const RebuildCause& cause, Backoff& backoff) {
       check_may_replace(session, {present.log_uuid, present.log_name}, build->extent.uuid);
   }
   if (!install(session, *build, cause, backoff)) return false;
-  session.state.switch_if_replaced(backoff.deadline());
-  const StateInfo info = session.state.info();
-  session.note_seen_log(info.log_uuid);
-  session.note_usable_state();
-  if (session.location.is_named_after_log()) record_state(session.state.path(), info.log_uuid);
-  session.state.record_poll(build->poll_time_ns, build->head);
-  if (cause.reason == RebuildReason::no_state) return true;
-  if (std::uint64_t Counters::*const counter = counter_of(cause.reason))
-    session.counters.add(counter);
-  session.report(Event::Kind::rebuilt, std::string("state rebuilt, since ") +
-                                           describe(cause.reason) + ": " + cause.details +
-                                           (gave_way ? " (for lack of room, the old one was "
-                                                       "removed first)"
-                                                     : "") +
-                                           " path=" + session.state.path() +
-                                           " now_applied_id=" + std::to_string(info.applied_id));
+  finish_rebuild(session, *build, cause, backoff, gave_way);
   return true;
+}
+
+namespace {
+
+LogError log_changed_error(const Session& session) {
+  return LogError(
+      ErrorKind::unavailable,
+      "state could not be rebuilt, as it or its log was replaced or rewritten meanwhile "
+      "(retry): path=" +
+          session.state.path() + " log=" + session.log.name());
+}
+
+// Builds the state from the log, in a file without much free space.
+Build build_from_log(Session& session, Backoff& backoff) {
+  std::optional<Build> build = build_up_to(session, no_limit, backoff);
+  if (build->builder->has_free_space()) compact(session, build->builder->pin(), *build, backoff);
+  return std::move(*build);
+}
+
+// Builds the state from the items of the present one, which spares the log.
+Build build_from_state(Session& session, Backoff& backoff) {
+  Build build;
+  build.extent = session.call_log_with_retries(backoff, [](Log& log) { return log.extent(); });
+  std::shared_ptr<const detail::Pin> items;
+  StateInfo info;
+  do {  // until no update was applied in between
+    items = session.state.pin();
+    info = session.state.info();
+  } while (View(items).id() != info.applied_id && !backoff.deadline().passed());
+  build.position = position_of(info);
+  if (View(items).id() != info.applied_id || build.extent.uuid != info.log_uuid ||
+      build.extent.base > info.applied_id)
+    throw log_changed_error(session);
+  compact(session, items, build, backoff);
+  const StateInfo built = build.builder->info();
+  if (built.digest != info.digest || built.item_count != info.item_count) {
+    throw Error(ErrorKind::corrupt,
+                "items of the state do not have its digest: path=" + session.state.path() +
+                    " (run whycache rebuild, which reads the log)");
+  }
+  if (!apply_log_up_to(session, build, no_limit, backoff)) throw log_changed_error(session);
+  return build;
+}
+
+}  // namespace
+
+void rebuild_beside(Session& session, RebuildReason reason, Backoff& backoff) {
+  const StateInfo before = session.state.info();
+  Build build = reason == RebuildReason::requested ? build_from_log(session, backoff)
+                                                   : build_from_state(session, backoff);
+  refuse_empty_log(session, before, build.extent);
+  const HeldLock following = session.lock_for_log(StateLock::follow, backoff);
+  session.state.switch_if_replaced(backoff.deadline());
+  const StateInfo present = session.state.info();
+  if (present.log_uuid != build.extent.uuid || present.log_uuid != before.log_uuid)
+    throw log_changed_error(session);
+  const RebuildCause cause{reason,
+                           "file_bytes=" + std::to_string(file_bytes(session.state.path()))};
+  if (!install(session, build, cause, backoff)) throw log_changed_error(session);
+  finish_rebuild(session, build, cause, backoff, false);
 }
 
 std::unique_ptr<StateBuilder> build_as_of(Session& session, UpdateId last, Backoff& backoff) {

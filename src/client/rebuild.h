@@ -24,7 +24,9 @@ enum class RebuildReason {
   damaged,      // the state cannot be used
   behind_base,  // the log was rewritten beyond it
   diverged,     // the log was restored, forked or lost its tail
-  replaced      // the log has another uuid
+  replaced,     // the log has another uuid
+  mostly_free,  // it is large, and most of it is free
+  requested     // a user asked for it
 };
 
 struct RebuildCause {
@@ -53,6 +55,16 @@ RebuildCause unusable_state_cause(const Session& session);
 // old state beyond the log's base, and beyond what was built; or if the log was rewritten or
 // replaced meanwhile.
 bool rebuild(Session& session, const RebuildCause& cause, Backoff& backoff);
+
+// Does the same for a state that can be used: from the log because a user asked for it, or, because
+// it is mostly free, from its own items. The new file has little free space.
+// Holds no lock while it builds: other processes follow and write meanwhile. Never removes the old
+// state first. The caller has just followed. Throws Error; the old state then stays.
+void rebuild_beside(Session& session, RebuildReason reason, Backoff& backoff);
+
+// Throws LogError(corrupt) if the log is empty and this machine has items from one that was not. A
+// log that was created by mistake, as where its disk is not mounted, must not empty the machine.
+void refuse_empty_log(const Session& session, const StateInfo& info, const Extent& extent);
 
 // Builds a state as of update `last`, or as of the head if the log ends before it. The state is
 // never installed; its items become a base. Returns nullptr if the log's base is beyond `last`.

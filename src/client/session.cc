@@ -35,8 +35,11 @@ std::optional<LogError> out_of_time_error(const Log& log, const Backoff& backoff
                   failure.system_error(), /*gave_up=*/true);
 }
 
-std::string retry_message(const Log& log, const Backoff& backoff, const Error& failure) {
+std::string retry_message(const Log& log, const Backoff& backoff, const Error& failure,
+                          std::chrono::nanoseconds lasted) {
+  const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(lasted).count();
   return std::string("log did not answer, retrying: log=") + log.name() +
+         (seconds > 0 ? " for_seconds=" + std::to_string(seconds) : "") +
          " attempt=" + std::to_string(backoff.pause_count() + 2) + ": " + failure.what();
 }
 
@@ -44,7 +47,8 @@ Counters AtomicCounters::read() {
   static constexpr std::uint64_t Counters::*all[] = {
       &Counters::updates_applied,   &Counters::updates_written,      &Counters::append_conflicts,
       &Counters::log_retries,       &Counters::rebuilds_behind_base, &Counters::rebuilds_diverged,
-      &Counters::rebuilds_replaced, &Counters::rebuilds_damaged,     &Counters::recoveries};
+      &Counters::rebuilds_replaced, &Counters::rebuilds_damaged,     &Counters::rebuilds_to_shrink,
+      &Counters::recoveries};
   static_assert(sizeof all / sizeof *all == sizeof(Counters) / sizeof(std::uint64_t));
   Counters copy;
   for (std::uint64_t Counters::*counter : all) {
@@ -138,7 +142,12 @@ void Session::back_off_after(const LogError& error, Backoff& backoff) {
     throw LogError(*out_of_time);
   backoff.note_failure(error.what());
   counters.add(&Counters::log_retries);
-  report(Event::Kind::retried, retry_message(log, backoff, error));
+  std::optional<std::chrono::nanoseconds> lasted;
+  {
+    const MutexLock lock(mutex_);
+    lasted = outage_.note_failure();
+  }
+  if (lasted) report(Event::Kind::retried, retry_message(log, backoff, error, *lasted));
   backoff.pause();
 }
 
@@ -157,8 +166,19 @@ bool Session::has_seen_log(const Uuid& uuid) const {
 
 void Session::note_log_success() noexcept {
   if (!log_is_down_.load(std::memory_order_relaxed)) return;
-  const MutexLock lock(mutex_);
-  log_is_down_.store(false, std::memory_order_relaxed);
+  std::optional<std::chrono::nanoseconds> lasted;
+  {
+    const MutexLock lock(mutex_);
+    log_is_down_.store(false, std::memory_order_relaxed);
+    lasted = outage_.note_success();
+  }
+  if (!lasted) return;
+  try {
+    report(Event::Kind::reconnected,
+           "log answers again: log=" + log.name() + " after_seconds=" +
+               std::to_string(std::chrono::duration_cast<std::chrono::seconds>(*lasted).count()));
+  } catch (const std::bad_alloc&) {  // the call that the log has answered goes on
+  }
 }
 
 void Session::note_log_failure(const std::exception& error) noexcept {

@@ -20,6 +20,7 @@
 #include "base/backoff.h"
 #include "base/call_limit.h"
 #include "base/mutex.h"
+#include "base/outage.h"
 #include "state/state.h"
 #include "update/update.h"
 
@@ -49,8 +50,9 @@ class LogError : public Error {
 // there is time.
 std::optional<LogError> out_of_time_error(const Log& log, const Backoff& backoff,
                                           const Error& failure);
-// The message of Event::Kind::retried.
-std::string retry_message(const Log& log, const Backoff& backoff, const Error& failure);
+// The message of Event::Kind::retried. `lasted`: how long the log has been failing.
+std::string retry_message(const Log& log, const Backoff& backoff, const Error& failure,
+                          std::chrono::nanoseconds lasted);
 
 // Counters that any thread can increase.
 class AtomicCounters {
@@ -140,7 +142,8 @@ class Session {
   // requested, or the deadline has passed.
   std::string why_gave_up(const Backoff& backoff) const;
 
-  // Counts and reports a failure of the log, and pauses before the next attempt. If a retry cannot
+  // Counts a failure of the log, reports it if that is due (Outage), and pauses before the next
+  // attempt. If a retry cannot
   // help, rethrows the error. If the backoff has run out or the cache is being closed, throws
   // LogError(unavailable) with gave_up() set.
   void back_off_after(const LogError& error, Backoff& backoff);
@@ -190,6 +193,7 @@ class Session {
   std::string log_error_ WHYCACHE_GUARDED_BY(mutex_);
   std::chrono::system_clock::time_point log_down_since_ WHYCACHE_GUARDED_BY(mutex_);
   std::int64_t log_failed_ns_ WHYCACHE_GUARDED_BY(mutex_) = 0;  // CLOCK_BOOTTIME
+  Outage outage_ WHYCACHE_GUARDED_BY(mutex_);                   // of the calls that are retried
   // Changed under the mutex; a success loads it without.
   std::atomic<bool> log_is_down_{false};
   std::atomic<bool> has_seen_any_log_{false};

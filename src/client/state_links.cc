@@ -90,7 +90,7 @@ std::string beside(const std::string& path, const std::string& name) {
 }
 
 std::string reservation_path(const std::string& name_path, const Uuid& log_uuid) {
-  return beside(name_path, to_string(log_uuid) + std::string(reservation_suffix));
+  return beside(name_path, '.' + to_string(log_uuid) + std::string(reservation_suffix));
 }
 
 // Returns the path of the alias of a name whose own path may have a state.

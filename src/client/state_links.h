@@ -6,7 +6,7 @@
 // and symbolic links to a file of the same directory lead to the one state:
 //
 //   INSTANCE-HASH.state         a state. HASH is that of the log's name when it was first opened.
-//   UUID.log -> INSTANCE-...    reserves the uuid for that state. The system call that creates it
+//   .UUID.log -> INSTANCE-...   reserves the uuid for that state. The system call that creates it
 //                               decides between processes that open the log at the same time.
 //   INSTANCE-HASH2.state -> ..  an alias, for another name of the log
 //   INSTANCE-HASH.name -> UUID.log

@@ -18,6 +18,7 @@
 #include "base/call_limit.h"
 #include "base/file.h"
 #include "base/hash.h"
+#include "base/outage.h"
 #include "base/url.h"
 #include "client/session.h"
 #include "client/state_links.h"
@@ -176,8 +177,9 @@ void report_retry(const Options& options, const std::string& message) noexcept {
 }
 
 // Asks the log until it answers. Throws Error.
-Uuid ask_for_uuid(Log& log, const Options& options, std::chrono::milliseconds timeout) {
-  Backoff backoff(timeout);
+Uuid ask_for_uuid(Log& log, const Options& options, const Deadline& deadline) {
+  Backoff backoff(deadline, Backoff::log_pauses);
+  Outage outage;
   for (;;) {
     std::optional<Error> failure;
     try {
@@ -189,15 +191,18 @@ Uuid ask_for_uuid(Log& log, const Options& options, std::chrono::milliseconds ti
     if (const std::optional<LogError> out_of_time = out_of_time_error(log, backoff, *failure))
       throw LogError(*out_of_time);
     backoff.note_failure(failure->what());
-    report_retry(options, retry_message(log, backoff, *failure));
+    if (const std::optional<std::chrono::nanoseconds> lasted = outage.note_failure())
+      report_retry(options, retry_message(log, backoff, *failure, *lasted));
     backoff.pause();
   }
 }
 
 }  // namespace
 
-StateLocation find_state_location(const Options& options, const std::string& log_name,
-                                  MissingDirectory missing) {
+namespace {
+
+StateLocation find_location(const Options& options, const std::string& log_name,
+                            MissingDirectory missing) {
   if (!options.name.empty()) check_name(options.name);
   // Whatever a program names its cache, all programs on a log find one state. Logs in memory are
   // different logs even if they have one name.
@@ -216,13 +221,38 @@ StateLocation find_state_location(const Options& options, const std::string& log
   return location_in(directory, name);
 }
 
-StateLocation locate_state(const Options& options, Log& log) {
+bool exists(const std::string& path) {
+  struct stat status;
+  return ::lstat(path.c_str(), &status) == 0;
+}
+
+}  // namespace
+
+StateLocation find_state_location(const Options& options, const std::string& log_name,
+                                  MissingDirectory missing) {
+  StateLocation location = find_location(options, log_name, missing);
+  std::string path = path_for_format(location.path);
+  // Another version of the library keeps its state there, and what leads to it.
+  if (path != location.path) location = {std::move(path), {}, {}};
+  return location;
+}
+
+std::optional<std::string> find_present_state(const Options& options, const std::string& log_name) {
+  // Each cache on a log in memory has a directory of its own.
+  if (log_name.starts_with("memory:")) return std::nullopt;
+  std::string path = find_location(options, log_name, MissingDirectory::leave).path;
+  if (exists(path)) return path;  // also one of another format
+  path = path_for_format(path);
+  return exists(path) ? std::optional(std::move(path)) : std::nullopt;
+}
+
+StateLocation locate_state(const Options& options, Log& log, const Deadline& deadline) {
   StateLocation location = find_state_location(options, log.name());
   if (!location.is_named_after_log()) return location;
   const std::optional<LogIdentity> present = find_log_of_state(location.path);
   if (present) record_state(location.path, present->uuid);
-  const bool exists = ::access(location.path.c_str(), F_OK) == 0;
-  if (exists && (!present || present->name == log.name() || location.is_name_confirmed))
+  const bool is_there = ::access(location.path.c_str(), F_OK) == 0;
+  if (is_there && (!present || present->name == log.name() || location.is_name_confirmed))
     return location;
 
   StateOptions state;
@@ -230,10 +260,10 @@ StateLocation locate_state(const Options& options, Log& log) {
   state.mode = options.state_mode.value_or(0600);
   state.any_file_system = options.any_file_system;
   check_state_location(state);  // the log must not be created first
-  const bool is_needed = !exists && options.open == OpenMode::wait;
+  const bool is_needed = !is_there && options.open == OpenMode::wait;
   try {
-    const Uuid uuid = is_needed ? ask_for_uuid(log, options, options.deadline)
-                                : ask_once(log, Deadline(log_time_if_not_needed));
+    const Uuid uuid = is_needed ? ask_for_uuid(log, options, deadline)
+                                : ask_once(log, deadline.at_most(log_time_if_not_needed));
     location.path = reserve_state(location.name_path, uuid);
     const std::optional<LogIdentity> reserved = find_log_of_state(location.path);
     location.is_name_confirmed = reserved && reserved->uuid == uuid;

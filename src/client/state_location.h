@@ -5,7 +5,10 @@
 #include <whycache/log.h>
 #include <whycache/options.h>
 
+#include <optional>
 #include <string>
+
+#include "base/clock.h"
 
 namespace whycache {
 
@@ -28,16 +31,22 @@ struct StateLocation {
 enum class MissingDirectory { create, leave };
 
 // Finds the path from Options::state_path, the log's name and the environment (options.h says how).
-// Follows an alias, and does not ask the log. Throws Error(invalid) if the name or the directory
-// cannot be used.
+// Follows an alias, and does not ask the log. If a state of another format is there, the name of
+// the file bears the format (path_for_format()), and no log is named in it. Throws Error(invalid)
+// if the name or the directory cannot be used.
 StateLocation find_state_location(const Options& options, const std::string& log_name,
                                   MissingDirectory missing = MissingDirectory::create);
 
-// The same for a cache that is about to open the state. If the log's name leads to no state yet,
-// asks the log for its uuid, which may have a state under another name of the log; and reserves the
-// uuid. Waits for the log until Options::deadline, and throws Error if it does not answer. With
-// OpenMode::now it waits a moment only; a log that does not answer gets the state of its name.
-StateLocation locate_state(const Options& options, Log& log);
+// Returns the path of the machine's state of the log, if there is a file. Creates nothing and does
+// not ask the log.
+std::optional<std::string> find_present_state(const Options& options, const std::string& log_name);
+
+// As find_state_location(), for a cache that is about to open the state. If the log's name leads to
+// no state yet, asks the log for its uuid, which may have a state under another name of the log;
+// and reserves the uuid. Waits for the log until the deadline, and throws Error if it does not
+// answer. With OpenMode::now it waits a moment only; a log that does not answer gets the state of
+// its name.
+StateLocation locate_state(const Options& options, Log& log, const Deadline& deadline);
 
 // Removes the temporary directory, if there is one. Ignores errors.
 void remove_temporary_directory(const StateLocation& location) noexcept;

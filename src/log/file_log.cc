@@ -99,8 +99,11 @@ std::optional<std::string> read_payload(const std::string& path, FileKind kind,
   if (header.substr(0, magic.size()) != magic)
     throw corrupt_file_error("not a file of a whycache log", path);
   if (header[8] != format_version) {
-    throw corrupt_file_error("file of the log has a format this version does not know", path,
-                             " format=" + std::to_string(header[8]));
+    const std::string message =
+        "file of the log has a format this version does not know: path=" + path +
+        " format=" + std::to_string(header[8]);
+    const bool is_newer = header[8] > format_version;
+    throw Error(ErrorKind::corrupt, message + (is_newer ? upgrade_hint : file_restore_hint));
   }
   const auto found_number = load_little_endian<std::uint64_t>(&header[16]);
   if (header[9] != static_cast<char>(kind) || found_number != number) {
@@ -354,12 +357,34 @@ class FileLog::SwitchLock final : ForkHandler {
   FileDescriptor file_;
 };
 
-FileLog::FileLog(FileLogOptions options) : options_(std::move(options)) {
+FileLog::FileLog(FileLogOptions options, IfMissing if_missing) : options_(std::move(options)) {
   std::string& directory = options_.directory;
   while (directory.size() > 1 && directory.back() == '/') directory.pop_back();
   root_ = (directory == "/" ? "" : directory) + '/' + options_.instance;
   for (const std::string& path : {directory, root_}) reject_symbolic_link(path);
-  if (!read_meta_if_exists()) create();
+  if (read_meta_if_exists()) return;
+  check_no_updates();
+  if (if_missing == IfMissing::fail) throw log_missing();
+  create();
+}
+
+// The updates of a log that has lost its meta must not be taken for none.
+void FileLog::check_no_updates() const {
+  if (!is_directory_empty(root_ + "/updates") && !read_meta_if_exists()) {
+    throw corrupt_file_error("file of the log is missing, though there are updates",
+                             root_ + "/meta");
+  }
+}
+
+LogMissing FileLog::log_missing() const {
+  if (::access(options_.directory.c_str(), F_OK) != 0) return {name(), "no such directory"};
+  std::vector<std::string> instances;
+  visit_directory(options_.directory, [&](int, std::string_view entry) {
+    const std::string meta = options_.directory + '/' + std::string(entry) + "/meta";
+    if (::access(meta.c_str(), F_OK) == 0) instances.emplace_back(entry);
+  });
+  std::sort(instances.begin(), instances.end());
+  return {name(), describe_instances(instances)};
 }
 
 // Any number of processes may create the log at once; the first to link its meta wins.
@@ -369,10 +394,7 @@ void FileLog::create() {
     create_directory_if_missing(path);
   open_file(root_ + "/lock", O_RDWR | O_CREAT, 0600);
 
-  if (!is_directory_empty(root_ + "/updates") && !read_meta_if_exists()) {
-    throw corrupt_file_error("file of the log is missing, though there are updates",
-                             root_ + "/meta");
-  }
+  check_no_updates();
   const Permissions permissions = read_permissions();
   OwnedTemporaryFile file = create_temporary_file(permissions);
   write_durably(file, Meta{.uuid = random_uuid()}.encode());

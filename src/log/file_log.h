@@ -39,6 +39,8 @@
 
 #include <whycache/log.h>
 
+#include "log/log_checks.h"
+
 namespace whycache {
 
 class OwnedTemporaryFile;
@@ -55,8 +57,8 @@ struct FileLogOptions {
 // copy.
 class FileLog final : public Log {
  public:
-  // Creates the log if it does not exist. Throws Error.
-  explicit FileLog(FileLogOptions options);
+  // Creates the log if it does not exist, or throws LogMissing. Throws Error.
+  explicit FileLog(FileLogOptions options, IfMissing if_missing = IfMissing::create);
 
   std::string name() const override { return options_.name; }
   Extent extent() override;
@@ -73,6 +75,8 @@ class FileLog final : public Log {
   class SwitchLock;
 
   void create();
+  void check_no_updates() const;
+  LogMissing log_missing() const;
   std::optional<Meta> read_meta_if_exists() const;
   Meta read_meta() const;
   void remember_uuid(const Meta& meta) noexcept;

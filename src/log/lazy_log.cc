@@ -7,7 +7,6 @@
 #include "base/url.h"
 #include "log/log_checks.h"
 #include "log/log_name.h"
-#include "log/open_log.h"
 
 namespace whycache {
 
@@ -18,11 +17,15 @@ constexpr std::chrono::milliseconds opening_time_max{3'600'000};
 
 }  // namespace
 
-std::unique_ptr<Log> open_log_lazily(std::string_view url, std::chrono::milliseconds deadline) {
-  LogOpener open = parse_log_url(url, deadline);
+std::unique_ptr<Log> open_log_lazily(
+    std::string_view url, std::chrono::milliseconds deadline,
+    const std::function<std::unique_ptr<Log>(const LogOpener&)>& open) {
+  LogOpener opener = parse_log_url(url, deadline);
   const Url parsed(url);
-  if (parsed.scheme() == "memory") return open();
-  return std::make_unique<LazyLog>(log_name(parsed), std::move(open));
+  if (parsed.scheme() == "memory") return opener(IfMissing::create);
+  return std::make_unique<LazyLog>(log_name(parsed), [opener = std::move(opener), open] {
+    return open ? open(opener) : opener(IfMissing::create);
+  });
 }
 
 std::unique_ptr<Log> reopen_lazily(Log& parent_log) {

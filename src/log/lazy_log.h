@@ -18,12 +18,16 @@
 
 #include "base/background_call.h"
 #include "base/mutex.h"
+#include "log/open_log.h"
 
 namespace whycache {
 
 // Returns a LazyLog for the log that a URL names; or that log, if it is in memory. Throws
 // Error(invalid) for a wrong URL. `deadline` is the default of the URL's option deadline_ms.
-std::unique_ptr<Log> open_log_lazily(std::string_view url, std::chrono::milliseconds deadline);
+// `open`: how to open it, given what the URL says; by default it is created if it is missing.
+std::unique_ptr<Log> open_log_lazily(
+    std::string_view url, std::chrono::milliseconds deadline,
+    const std::function<std::unique_ptr<Log>(const LogOpener&)>& open = {});
 // For a forked child: returns a LazyLog that reopens `parent_log`, which must outlive it.
 std::unique_ptr<Log> reopen_lazily(Log& parent_log);
 

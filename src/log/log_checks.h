@@ -1,9 +1,12 @@
 // Checks and errors that the logs of this library share.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include <whycache/error.h>
 #include <whycache/types.h>
@@ -81,8 +84,50 @@ inline void check_base_chain(const std::string& log, UpdateId base, std::string_
 
 // The store answers, but no longer has the log that was opened.
 inline Error log_deleted_error(const std::string& log) {
-  return Error(ErrorKind::unavailable,
-               "log was deleted (opening it again creates a new, empty one): log=" + log);
+  return Error(ErrorKind::unavailable, "log was deleted: log=" + log + " (restore it)");
+}
+
+// A log that is not to be created does not exist.
+class LogMissing : public Error {
+ public:
+  // `found`: what is in its place.
+  LogMissing(const std::string& log, const std::string& found)
+      : LogMissing("log does not exist: log=" + log + " found=\"" + found + '"') {}
+
+  // The message without a next step.
+  const std::string& description() const { return description_; }
+
+ private:
+  explicit LogMissing(std::string description)
+      : Error(ErrorKind::invalid,
+              description + " (correct the url; `whycache init URL` creates it)"),
+        description_(std::move(description)) {}
+
+  std::string description_;
+};
+
+// Describes the place of a log that has only logs of other instances.
+inline std::string describe_instances(const std::vector<std::string>& instances) {
+  if (instances.empty()) return "no log";
+  constexpr std::size_t instances_max = 10;
+  std::string text = "logs of other instances: ";
+  for (std::size_t i = 0; i < std::min(instances.size(), instances_max); ++i)
+    text += (i == 0 ? "'" : ", '") + instances[i] + '\'';
+  return text + (instances.size() > instances_max ? ", and others" : "");
+}
+
+// What an operator does about a log that a newer version has written to.
+inline constexpr char upgrade_hint[] =
+    " (a newer whycache wrote it: upgrade this machine; in a fleet first all that follow, then all "
+    "that write, docs/operations.md)";
+
+// The row of whycache_logs has another format than this version's, or is damaged.
+inline Error unknown_log_row_error(const std::string& log, std::uint64_t format,
+                                   std::uint64_t known) {
+  return Error(ErrorKind::corrupt,
+               "row of whycache_logs is not one this version can read: log=" + log +
+                   " format=" + std::to_string(format) + " format_known=" + std::to_string(known) +
+                   (format > known ? upgrade_hint : ""));
 }
 
 inline Error missing_update_error(const std::string& log, UpdateId id, UpdateId head) {

@@ -524,8 +524,6 @@ Error MysqlLog::error(const char* what, const MysqlFailure& failure, IfLost if_l
 
 // --- Opening. ---
 
-MysqlLog::MysqlLog(MysqlLogOptions options) : MysqlLog(std::move(options), IfMissing::create) {}
-
 MysqlLog::MysqlLog(MysqlLogOptions options, IfMissing if_missing)
     : options_(std::move(options)),
       owner_fork_count_(fork_count()),
@@ -533,8 +531,10 @@ MysqlLog::MysqlLog(MysqlLogOptions options, IfMissing if_missing)
   with_connection(IfLost::retry, "cannot open log",
                   [&](MysqlConnection& connection) WHYCACHE_REQUIRES(mutex_) {
                     check_server(connection);
-                    if (if_missing == IfMissing::create && !has_log(connection))
+                    if (!has_log(connection)) {
+                      if (if_missing == IfMissing::fail) throw log_missing(connection);
                       create_log(connection);
+                    }
                     check_tables(connection);
                     const MysqlLogRow row = read_log_row(connection);
                     uuid_seen_ = row.uuid;
@@ -561,7 +561,11 @@ void MysqlLog::release_idle_connections() noexcept {
 }
 
 std::unique_ptr<Log> MysqlLog::reopen() {
-  return std::unique_ptr<Log>(new MysqlLog(options_, IfMissing::fail));
+  try {
+    return std::make_unique<MysqlLog>(options_, IfMissing::fail);
+  } catch (const LogMissing&) {
+    throw log_deleted_error(name());
+  }
 }
 
 // Refuses a server that cannot keep what the log promises.
@@ -600,6 +604,20 @@ bool MysqlLog::has_log(MysqlConnection& connection) const {
   } catch (const MysqlFailure& failure) {
     if (failure.code == ER_NO_SUCH_TABLE) return false;
     throw;
+  }
+}
+
+LogMissing MysqlLog::log_missing(MysqlConnection& connection) const {
+  // Who may only call the procedures cannot see other instances.
+  if (uses_procedures_) return {name(), "no log of this instance"};
+  try {
+    MysqlRows rows = connection.query("SELECT instance FROM whycache_logs ORDER BY instance");
+    std::vector<std::string> instances;
+    while (rows.next()) instances.emplace_back(rows.at(0).value_or(""));
+    return {name(), describe_instances(instances)};
+  } catch (const MysqlFailure& failure) {
+    if (failure.code != ER_NO_SUCH_TABLE) throw;
+    return {name(), "a database without whycache's tables"};
   }
 }
 
@@ -672,6 +690,7 @@ void MysqlLog::create_log(MysqlConnection& connection) const {
     std::string left;
     for (; done < statements.size(); ++done) left += statements[done] + "; ";
     left.pop_back();
+    std::replace(left.begin(), left.end(), '\n', ' ');  // a message is one line
     throw Error(ErrorKind::invalid,
                 "cannot create log: log=" + name() + " reason=\"" + failure.reason + "\" code=" +
                     std::to_string(failure.code) + " (run as a privileged user: " + left + ")",
@@ -719,9 +738,7 @@ MysqlLog::MysqlLogRow MysqlLog::to_log_row(const MysqlRows& rows,
   const std::optional<Uuid> uuid = to_uuid(rows.at(uuid_column));
   const std::optional<Uuid> token = to_uuid(rows.at(token_column));
   if (format != schema_version || !uuid || !token) {
-    throw Error(ErrorKind::corrupt, "row of whycache_logs is not one this version can read: log=" +
-                                        name() + " format=" + std::to_string(format) +
-                                        " format_known=" + std::to_string(schema_version));
+    throw unknown_log_row_error(name(), format, schema_version);
   }
   return {{*uuid, rows.number(base_column), rows.number(base_chain_column), *token,
            rows.number(part_count_column)},

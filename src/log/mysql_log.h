@@ -72,8 +72,9 @@ struct MysqlLogOptions {
 
 class MysqlLog final : public Log {
  public:
-  // Creates tables and log if they do not exist, but not the database. Throws Error.
-  explicit MysqlLog(MysqlLogOptions options);
+  // Creates tables and log if they do not exist, but not the database; or throws LogMissing. Throws
+  // Error.
+  explicit MysqlLog(MysqlLogOptions options, IfMissing if_missing = IfMissing::create);
   ~MysqlLog() override;
 
   std::string name() const override { return options_.name; }
@@ -103,8 +104,6 @@ class MysqlLog final : public Log {
   // How to handle a statement whose answer was lost: repeat it, or report that it is uncertain.
   enum class IfLost { retry, uncertain };
 
-  MysqlLog(MysqlLogOptions options, IfMissing if_missing);
-
   template <typename Work>
   auto with_connection(IfLost if_lost, const char* what, const Work& work);
   void connect(const Deadline& deadline) WHYCACHE_REQUIRES(mutex_);
@@ -117,6 +116,7 @@ class MysqlLog final : public Log {
 
   bool has_log(MysqlConnection& connection) const WHYCACHE_REQUIRES(mutex_);
   static std::vector<std::string> statements_to_create_tables(MysqlConnection& connection);
+  LogMissing log_missing(MysqlConnection& connection) const WHYCACHE_REQUIRES(mutex_);
   void create_log(MysqlConnection& connection) const;
   void check_server(MysqlConnection& connection);
   void check_tables(MysqlConnection& connection) WHYCACHE_REQUIRES(mutex_);

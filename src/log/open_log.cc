@@ -51,14 +51,32 @@ std::chrono::milliseconds take_deadline(Url& url, std::chrono::milliseconds defa
                                                static_cast<int>(deadline_max.count())));
 }
 
+// Takes an option that is on or off. Throws Error(invalid).
+bool take_switch(Url& url, const std::string& name) {
+  const std::string value = url.take_option(name).value_or("on");
+  if (value != "on" && value != "off")
+    throw Error(ErrorKind::invalid, "option " + name + " is neither on nor off");
+  return value == "on";
+}
+
+// Returns the opener of a log that takes options and whether to create it.
+template <typename Log, typename LogOptions>
+LogOpener opener_of(LogOptions options, bool may_create) {
+  return [options = std::move(options), may_create](IfMissing if_missing) {
+    return std::make_unique<Log>(options, may_create ? if_missing : IfMissing::fail);
+  };
+}
+
 LogOpener parse_memory_log(Url& url, std::chrono::milliseconds /*deadline*/) {
   url.take_instance();
+  take_switch(url, "create");
   url.reject_unknown_options();
   if (!url.host().empty() || !url.user().empty() || url.port()) {
     throw Error(ErrorKind::invalid, "memory log has no host (write memory: or memory:name)");
   }
-  if (url.path().empty()) return [] { return std::make_unique<MemoryLog>(); };
-  return [name = log_name(url).substr(std::string_view("memory:").size())] {
+  // Such a log begins with the process: there is none that could be missing.
+  if (url.path().empty()) return [](IfMissing) { return std::make_unique<MemoryLog>(); };
+  return [name = log_name(url).substr(std::string_view("memory:").size())](IfMissing) {
     return MemoryLog::shared(name);
   };
 }
@@ -69,8 +87,9 @@ LogOpener parse_file_log(Url& url, std::chrono::milliseconds deadline) {
   options.instance = url.take_instance();
   options.name = log_name(url);
   options.deadline = take_deadline(url, deadline);
+  const bool may_create = take_switch(url, "create");
   url.reject_unknown_options();
-  return [options = std::move(options)] { return std::make_unique<FileLog>(options); };
+  return opener_of<FileLog>(std::move(options), may_create);
 }
 
 LogOpener parse_sqlite_log([[maybe_unused]] Url& url,
@@ -81,8 +100,9 @@ LogOpener parse_sqlite_log([[maybe_unused]] Url& url,
   options.instance = url.take_instance();
   options.name = log_name(url);
   options.deadline = take_deadline(url, deadline);
+  const bool may_create = take_switch(url, "create");
   url.reject_unknown_options();
-  return [options = std::move(options)] { return std::make_unique<SqliteLog>(options); };
+  return opener_of<SqliteLog>(std::move(options), may_create);
 #else
   throw Error(ErrorKind::invalid,
               "whycache was built without the sqlite log (install SQLite's development files, "
@@ -100,12 +120,10 @@ LogOpener parse_mysql_log([[maybe_unused]] Url& url,
   options.instance = url.take_instance();
   options.name = log_name(url);
   options.deadline = take_deadline(url, deadline);
-  const std::string durable = url.take_option("durable").value_or("on");
-  if (durable != "on" && durable != "off")
-    throw Error(ErrorKind::invalid, "option durable is neither on nor off");
-  options.durable = durable == "on";
+  options.durable = take_switch(url, "durable");
+  const bool may_create = take_switch(url, "create");
   url.reject_unknown_options();
-  return [options = std::move(options)] { return std::make_unique<MysqlLog>(options); };
+  return opener_of<MysqlLog>(std::move(options), may_create);
 #else
   throw Error(ErrorKind::invalid,
               "whycache was built without the mysql log (install MariaDB's client library with its "
@@ -131,8 +149,9 @@ LogOpener parse_tier([[maybe_unused]] Url& url,
   options.own_poll_interval = std::chrono::seconds(take_number(url, "ask_s", 3'600, 86'400));
   options.timeout =
       std::chrono::milliseconds(take_number(url, "memcached_timeout_ms", 100, 10'000));
-  return [options = std::move(options), open = parse_underlying_log(url, deadline)] {
-    return std::make_unique<MemcachedTier>(open(), options);
+  return [options = std::move(options),
+          open = parse_underlying_log(url, deadline)](IfMissing if_missing) {
+    return std::make_unique<MemcachedTier>(open(if_missing), options);
   };
 #else
   throw Error(ErrorKind::invalid,
@@ -170,8 +189,9 @@ std::unique_ptr<Log> open_log(std::string_view text) {
   return open_log(text, default_log_deadline);
 }
 
-std::unique_ptr<Log> open_log(std::string_view text, std::chrono::milliseconds deadline) {
-  return parse_log_url(text, deadline)();
+std::unique_ptr<Log> open_log(std::string_view text, std::chrono::milliseconds deadline,
+                              IfMissing if_missing) {
+  return parse_log_url(text, deadline)(if_missing);
 }
 
 LogOpener parse_log_url(std::string_view text, std::chrono::milliseconds deadline) {

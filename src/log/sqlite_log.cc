@@ -15,6 +15,7 @@
 #include <thread>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "base/backoff.h"
 #include "base/call_limit.h"
@@ -70,6 +71,7 @@ constexpr char select_logs_table_sql[] =
 constexpr char select_log_sql[] = R"(
   SELECT instance, format, uuid, base, base_chain, token, part_count
   FROM whycache_logs WHERE {log})";
+constexpr char select_instances_sql[] = "SELECT instance FROM whycache_logs ORDER BY instance";
 constexpr char select_head_sql[] = "SELECT id FROM {updates} ORDER BY id DESC LIMIT 1";
 constexpr char select_updates_sql[] =
     "SELECT id, bytes FROM {updates} WHERE id BETWEEN ?1 AND ?2 ORDER BY id";
@@ -196,7 +198,7 @@ class SqliteLog::Statement {
 // An open database with its settings and the statements prepared so far.
 class SqliteLog::Connection {
  public:
-  explicit Connection(const SqliteLogOptions& options)
+  Connection(const SqliteLogOptions& options, IfMissing if_missing)
       : options_(options),
         backoff_(CallLimit::deadline(options.deadline), lock_pauses),
         version_(options.sqlite_version) {
@@ -219,7 +221,8 @@ class SqliteLog::Connection {
       const bool is_new = is_empty();
       if (is_new)
         run("PRAGMA auto_vacuum = INCREMENTAL");  // can be chosen for an empty database only
-      choose_journal_mode(is_new);
+      // A database without a log belongs to another program.
+      if (if_missing == IfMissing::create || has_logs_table()) choose_journal_mode(is_new);
       // In WAL mode, a user that may only read needs the files that the last writer would delete.
       int keep_wal = 1;
       sqlite3_file_control(database_, "main", SQLITE_FCNTL_PERSIST_WAL, &keep_wal);
@@ -426,6 +429,11 @@ class SqliteLog::Connection {
     return std::string(statement.text(0));
   }
 
+  bool has_logs_table() {
+    Statement has_logs = prepare(select_logs_table_sql);
+    return has_logs.step("cannot read database");
+  }
+
   bool is_empty() {
     Statement statement = prepare("PRAGMA page_count");
     return !statement.step("cannot read database") || statement.number(0) == 0;
@@ -524,14 +532,13 @@ class SqliteTransaction {
 
 }  // namespace
 
-SqliteLog::SqliteLog(SqliteLogOptions options) : SqliteLog(std::move(options), IfMissing::create) {}
-
 SqliteLog::SqliteLog(SqliteLogOptions options, IfMissing if_missing)
     : options_(std::move(options)) {
   const ForkExclusion::NoForkSection no_fork(fork_exclusion());
   const SigxfszBlocker no_signal;
   owner_fork_count_ = fork_count();
   connection_ = connect(if_missing);
+  if (if_missing == IfMissing::fail && !has_log_row(*connection_)) throw log_missing(*connection_);
 }
 
 SqliteLog::~SqliteLog() {
@@ -545,7 +552,11 @@ SqliteLog::~SqliteLog() {
 }
 
 std::unique_ptr<Log> SqliteLog::reopen() {
-  return std::unique_ptr<Log>(new SqliteLog(options_, IfMissing::fail));
+  try {
+    return std::make_unique<SqliteLog>(options_, IfMissing::fail);
+  } catch (const LogMissing&) {
+    throw log_deleted_error(name());
+  }
 }
 
 std::unique_ptr<SqliteLog::Connection> SqliteLog::connect(IfMissing if_missing) const {
@@ -554,7 +565,8 @@ std::unique_ptr<SqliteLog::Connection> SqliteLog::connect(IfMissing if_missing) 
   if (if_missing == IfMissing::create) create_file_if_missing(options_.path);
   struct stat status;
   if (::lstat(options_.path.c_str(), &status) != 0) {
-    if (errno == ENOENT && if_missing == IfMissing::fail) throw log_deleted_error(name());
+    const bool is_missing = errno == ENOENT || errno == ENOTDIR;
+    if (is_missing && if_missing == IfMissing::fail) throw LogMissing(name(), "no such file");
     throw system_error("cannot use database", options_.path, errno);
   }
   if (S_ISLNK(status.st_mode)) throw system_error("cannot use database", options_.path, ELOOP);
@@ -562,28 +574,42 @@ std::unique_ptr<SqliteLog::Connection> SqliteLog::connect(IfMissing if_missing) 
     throw Error(ErrorKind::invalid, "database is not a regular file: path=" + options_.path +
                                         " (name a file in the url)");
   }
+  // Choosing the journal mode of an empty file would write to it.
+  if (status.st_size == 0 && if_missing == IfMissing::fail)
+    throw LogMissing(name(), "an empty file");
 
-  auto connection = std::make_unique<Connection>(options_);
+  auto connection = std::make_unique<Connection>(options_, if_missing);
   if (if_missing == IfMissing::create) create_tables(*connection);
   return connection;
 }
 
+bool SqliteLog::has_log_row(Connection& connection) const {
+  if (Statement has_logs = connection.prepare(select_logs_table_sql);
+      !has_logs.step("cannot read database"))
+    return false;
+  Statement row = connection.prepare(select_log_sql);
+  if (!row.step("cannot read whycache_logs")) return false;
+  if (row.text(0) == options_.instance) return true;
+  throw Error(ErrorKind::invalid,
+              "instance differs only in capital letters from an existing one: instance=" +
+                  options_.instance + " existing=" + std::string(row.text(0)));
+}
+
+LogMissing SqliteLog::log_missing(Connection& connection) const {
+  std::vector<std::string> instances;
+  if (Statement has_logs = connection.prepare(select_logs_table_sql);
+      has_logs.step("cannot read database")) {
+    Statement rows = connection.prepare(select_instances_sql);
+    while (rows.step("cannot read whycache_logs")) instances.emplace_back(rows.text(0));
+  }
+  return {name(), describe_instances(instances)};
+}
+
 void SqliteLog::create_tables(Connection& connection) const {
   // Reads first: opening a log that exists must not need permission to write.
-  const auto has_tables = [&] {
-    if (Statement has_logs = connection.prepare(select_logs_table_sql);
-        !has_logs.step("cannot read database"))
-      return false;
-    Statement row = connection.prepare(select_log_sql);
-    if (!row.step("cannot read whycache_logs")) return false;
-    if (row.text(0) == options_.instance) return true;
-    throw Error(ErrorKind::invalid,
-                "instance differs only in capital letters from an existing one: instance=" +
-                    options_.instance + " existing=" + std::string(row.text(0)));
-  };
-  if (has_tables()) return;
+  if (has_log_row(connection)) return;
   SqliteTransaction transaction(connection, "BEGIN IMMEDIATE");
-  if (!has_tables()) {
+  if (!has_log_row(connection)) {
     connection.run(create_logs_sql);
     connection.run(create_updates_sql);
     connection.run(create_parts_sql);
@@ -610,7 +636,7 @@ auto SqliteLog::with_connection(const Work& work) {
   if (connection_) connection_->begin_call(deadline);
   if (connection_ && (connection_->has_moved() || connection_->is_in_unsafe_wal_mode()))
     connection_.reset();
-  if (!connection_) connection_ = connect(IfMissing::fail);
+  if (!connection_) connection_ = connect_again();
   try {
     return work(*connection_);
   } catch (const Error& error) {
@@ -619,6 +645,14 @@ auto SqliteLog::with_connection(const Work& work) {
     // The failure may have left the connection in any state, so the next call opens a new one.
     if (error.kind() != ErrorKind::unavailable || error.system_error() != 0) connection_.reset();
     throw;
+  }
+}
+
+std::unique_ptr<SqliteLog::Connection> SqliteLog::connect_again() const {
+  try {
+    return connect(IfMissing::fail);
+  } catch (const LogMissing&) {
+    throw log_deleted_error(name());
   }
 }
 
@@ -643,9 +677,7 @@ LogMetadata SqliteLog::read_log_row(Connection& connection) const {
   const std::int64_t base = row.number(3);
   const std::optional<Uuid> token = row.uuid(5);
   if (format != schema_version || !uuid || base < 0 || !token) {
-    throw Error(ErrorKind::corrupt, "row of whycache_logs is not one this version can read: log=" +
-                                        name() + " format=" + std::to_string(format) +
-                                        " format_known=" + std::to_string(schema_version));
+    throw unknown_log_row_error(name(), static_cast<std::uint64_t>(format), schema_version);
   }
   return {*uuid, static_cast<UpdateId>(base), static_cast<std::uint64_t>(row.number(4)), *token,
           static_cast<std::uint64_t>(std::max<std::int64_t>(row.number(6), 0))};

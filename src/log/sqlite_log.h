@@ -62,8 +62,8 @@ constexpr bool has_wal_reset_bug(int version) noexcept {
 
 class SqliteLog final : public Log {
  public:
-  // Creates file, tables and log if they do not exist. Throws Error.
-  explicit SqliteLog(SqliteLogOptions options);
+  // Creates file, tables and log if they do not exist, or throws LogMissing. Throws Error.
+  explicit SqliteLog(SqliteLogOptions options, IfMissing if_missing = IfMissing::create);
   ~SqliteLog() override;
 
   std::string name() const override { return options_.name; }
@@ -80,12 +80,13 @@ class SqliteLog final : public Log {
   class Connection;
   class Statement;
 
-  SqliteLog(SqliteLogOptions options, IfMissing if_missing);
-
   template <typename Work>
   auto with_connection(const Work& work);
   std::unique_ptr<Connection> connect(IfMissing if_missing) const;
+  std::unique_ptr<Connection> connect_again() const;
+  bool has_log_row(Connection& connection) const;
   void create_tables(Connection& connection) const;
+  LogMissing log_missing(Connection& connection) const;
   bool has_log(Connection& connection) const noexcept;
   LogMetadata read_log_row(Connection& connection) const;
   Extent read_extent(Connection& connection) WHYCACHE_REQUIRES(mutex_);

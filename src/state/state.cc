@@ -672,6 +672,12 @@ void State::record_poll(std::int64_t at_ns, UpdateId head, bool by_store) const 
     whycache::record_poll(*mapping, *impl_->lock_file, at_ns, head, by_store);
 }
 
+void State::record_known_head(UpdateId head) const noexcept {
+  const std::shared_ptr<Mapping> mapping = impl_->current_file.mapping();
+  if (mapping && impl_->lock_file != nullptr)
+    whycache::record_known_head(*mapping, *impl_->lock_file, head);
+}
+
 // --- Locks ---
 
 bool State::can_lock() const { return impl_->lock_file != nullptr; }
@@ -849,6 +855,17 @@ void State::describe_use(Stats& stats) const {
   std::uint32_t retired_count;
   std::memcpy(&retired_count, &header.allocator_state.retired_count, sizeof retired_count);
   stats.pinned_bytes = retired_count * segment_bytes;
+}
+
+bool State::is_mostly_free() const {
+  constexpr std::uint64_t large_bytes = std::uint64_t{64} << 20;
+  const std::shared_ptr<Mapping> mapping = impl_->current_file.mapping();
+  if (!mapping) return false;
+  // A copy: a writer may be changing it.
+  AllocatorState state;
+  std::memcpy(&state, &mapping->header().allocator_state, sizeof state);
+  return state.segment_count * segment_bytes >= large_bytes &&
+         state.free_count > state.segment_count / 2;
 }
 
 StateInspection State::inspect() const {

@@ -113,6 +113,9 @@ class State {
   // The same, but counts only polls that the log's store itself answered, not a tier in front of it
   // (Log::poll).
   std::optional<std::int64_t> last_store_poll_time_ns(std::int64_t now_ns = 0) const;
+  // Records that the log has this head, though not all of it is applied: known_head() is then not
+  // behind what a process has seen. Conditions as record_poll().
+  void record_known_head(UpdateId head) const noexcept;
   // Whether the log was polled, but by a process whose clock this one cannot compare with its own,
   // in another time namespace.
   bool was_polled_by_another_clock() const;
@@ -180,6 +183,9 @@ class State {
   // Removes the file. Other processes notice.
   void remove(const Deadline& deadline) const;
   StateInspection inspect() const;
+  // Whether the file is large (64 MiB) and more than half of its segments are free, as after a
+  // large part of the dataset was erased. A file never shrinks; a new one has no free segments.
+  bool is_mostly_free() const;
   // Sets the members of `stats` that tell of the file and of its views.
   void describe_use(Stats& stats) const;
   // Verifies every structure: header, directory, every index word and entry, the order and content

@@ -96,7 +96,9 @@ TEST(Url, url_with_an_invalid_character_is_rejected) {
   expect_url_rejected(std::string_view("file:///a\0b", 11), "control character");
   expect_url_rejected("file:///a#b", "'#'");
   expect_url_rejected("x://ho%41st", "host");
-  expect_url_rejected("x://ho st", "host");
+  expect_url_rejected("x://ho st", "blank");
+  expect_url_rejected("sqlite:///flags.db ", "%20");
+  expect_url_rejected(" sqlite:///flags.db", "scheme");
   expect_url_rejected("x://[::1", "']'");
   expect_url_rejected("x://[]", "host");
   expect_url_rejected("x://[::g]", "host");

@@ -146,7 +146,7 @@ class CheckTest(CliTest):
     def test_absent_log_is_reported_and_not_created(self):
         before = os.listdir(self.directory)
         for log in (f"sqlite://{self.directory}/no.db", f"file://{self.directory}/no"):
-            self.another_machine("absent", log).fails("usage", "check", expect="there is no log")
+            self.another_machine("absent", log).fails("usage", "check", expect="log does not exist")
         self.machine.fails(
             "usage", "check", env={"WHYCACHE_LOG": None}, expect="there is no state file"
         )

@@ -26,8 +26,8 @@ class CompletionTest(CliTest):
         os.mkdir(f"{self.directory}/files")
         self.file("files/one.state", "")
         for line, words in (
-            ("whycache in", ["inspect"]),
-            ("whycache help in", ["inspect"]),
+            ("whycache in", ["init", "inspect"]),
+            ("whycache help in", ["init", "inspect"]),
             ("whycache --log sqlite:///x.db sca", ["scan"]),
             ("whycache --log=sqlite:///x.db --json sca", ["scan"]),
             ("whycache --sta", ["--state", "--state-mode"]),
@@ -83,7 +83,7 @@ class CompletionTest(CliTest):
             self.skipTest("NOT TESTED: fish is not installed")
         script = self.file("script.fish", self.machine.ok("completion", "fish").out)
         for line, word in (
-            ("whycache in", "inspect"),
+            ("whycache insp", "inspect"),
             ("whycache --log sqlite:///x.db sca", "scan"),
             ("whycache --log sqlite:///x.db get --upd", "--update"),
             ("whycache completion z", "zsh"),

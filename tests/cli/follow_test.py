@@ -1,24 +1,40 @@
-"""whycache follow: printed ids, signals and an unreachable log."""
+"""whycache follow: printed ids, signals, and whatever keeps it from following."""
 
+import json
 import os
 import select
+import shutil
 import signal
+import socket
 import sqlite3
+import subprocess
 import time
 
+import servers
 from support import CliTest, main
 
 
 class FollowTest(CliTest):
     def follow(self, machine, *arguments):
         """Returns a follower that has opened its cache and printed every update up to now."""
+        if not os.path.exists(self.database):
+            self.machine.ok("init", self.log)
         follower = machine.start("follow", "--interval", "20ms", *arguments)
+        self.assertIn(b"whycache: following: ", follower.stderr.readline())
         while not select.select([follower.stdout], [], [], 0.5)[0]:
             self.assertIsNone(follower.poll())
             last = int(self.machine.ok("set", "probe", "").text)
-        while int(follower.stdout.readline()) != last:
+        while self.next_id(follower) != last:
             pass
         return follower
+
+    @staticmethod
+    def next_id(follower):
+        """Returns the id that the next line names, in either format."""
+        line = json.loads(follower.stdout.readline())
+        if isinstance(line, int):
+            return line
+        return line.get("update_id") or line["rebuilt"]["applied_id"]
 
     def test_prints_each_update_and_ends_on_signal(self):
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -33,6 +49,7 @@ class FollowTest(CliTest):
                 self.assertEqual(follower.returncode, 0)
 
     def test_signal_ends_wait_at_once(self):
+        self.machine.ok("init", self.log)
         follower = self.machine.start("follow", "--interval", "1h", "--json")
         while not os.path.exists(self.machine.state):  # it opens its cache or already waits
             self.assertIsNone(follower.poll())
@@ -54,7 +71,7 @@ class FollowTest(CliTest):
         last = int(self.machine.ok("set", "a", "2").text)
         self.assertEqual(int(follower.stdout.readline()), last)
         follower.terminate()
-        self.assertIn(b"answers again", follower.communicate(timeout=10)[1])
+        self.assertIn(b"following again after ", follower.communicate(timeout=10)[1])
         self.assertEqual(follower.returncode, 0)
 
     def test_outage_of_several_polls_is_reported_once(self):
@@ -73,7 +90,207 @@ class FollowTest(CliTest):
         messages = [line for line in errors if not line.startswith("  next: ")]
         self.assertEqual(len(messages), 2, errors)
         self.assertIn("flags.db", messages[0])
-        self.assertIn("answers again", messages[1])
+        self.assertIn("following again after ", messages[1])
+
+    def problem(self, follower, *words):
+        """Reads a message of a problem, and the next step."""
+        line = follower.stderr.readline().decode()
+        for word in words:
+            self.assertIn(word, line)
+        self.assertIn("  next: ", follower.stderr.readline().decode())
+
+    def recovery(self, follower):
+        line = b""
+        while b"following again after" not in line:
+            line = follower.stderr.readline()
+            self.assertNotEqual(line, b"")
+
+    def test_starts_without_a_log_and_goes_on_when_there_is_one(self):
+        follower = self.machine.start("follow", "--json", "--interval", "20ms")
+        self.problem(follower, "log does not exist")
+        self.machine.ok("init", self.log)
+        self.assertIn(b"following: ", follower.stderr.readline())
+        other = self.another_machine()
+        last = int(other.ok("set", "a", "1").text)
+        self.assertEqual(self.next_id(follower), last)
+
+    def test_wrong_command_line_ends_it(self):
+        for arguments in (("--log", "nosuch://x"), ("--interval", "soon"), ("--state-mode", "9"),
+                          ("--log", f"{self.log}?nosuch=1")):
+            self.machine.fails("usage", "follow", *arguments, timeout=20)
+        self.machine.fails("usage", "follow", env={"WHYCACHE_LOG": None}, timeout=20)
+
+    def test_goes_on_after_each_problem_of_machine_or_log(self):
+        """Each of them ended it, before: a lock file that was removed, a log that is no log, an
+        emptied one, a state that this user may not write."""
+        writer = self.another_machine("writer")
+        follower = self.follow(self.machine, "--json", "--deadline", "200ms")
+
+        def lose_lock_file():
+            os.remove(f"{self.machine.state}.lock")
+
+        def damage_log():
+            shutil.copyfile(self.database, f"{self.database}.good")
+            with open(self.database, "r+b") as file:
+                file.write(b"no database at all" * 20)
+
+        def repair_log():
+            shutil.copyfile(f"{self.database}.good", self.database)
+
+        def empty_log():
+            self.sql("ALTER TABLE whycache_updates_default RENAME TO kept")
+
+        def fill_log():
+            self.sql("ALTER TABLE kept RENAME TO whycache_updates_default")
+
+        for name, begin, end in (
+            ("lock file", lose_lock_file, lambda: None),
+            ("damaged log", damage_log, repair_log),
+            ("missing table", empty_log, fill_log),
+        ):
+            with self.subTest(name):
+                begin()
+                self.problem(follower)
+                self.assertIsNone(follower.poll())
+                end()
+                self.recovery(follower)
+                last = int(writer.ok("set", "a", name).text)
+                while self.next_id(follower) != last:
+                    pass
+                self.assertEqual(self.machine.ok("get", "a").out.decode(), name)
+        follower.terminate()
+        follower.communicate(timeout=20)
+        self.assertEqual(follower.returncode, 0)
+
+    def test_full_disk_is_reported_once_and_status_knows_the_lag(self):
+        directory = self.mount("size=4m")
+        machine = self.another_machine()
+        machine.state = f"{directory}/s"
+        writer = self.another_machine("writer")
+        writer.ok("set", "a", "1")
+        follower = self.follow(machine, "--json")
+        for i in range(8):
+            writer.ok("set", f"k{i}", "-", stdin=os.urandom(700_000))
+        self.problem(follower, "No space left")
+        time.sleep(1)
+        self.assertIsNone(follower.poll())
+        status = machine.ok("status", "--json", env={"WHYCACHE_LOG": None}).json
+        self.assertGreater(status["head"], status["applied_id"])
+        self.assertEqual(status["head"], int(writer.ok("update").text))
+        self.assertIsNone(status["lag"])
+        self.assertEqual(status["known_lag"], status["head"] - status["applied_id"])
+        machine.fails("stale", "status", "--lag-max", "0", env={"WHYCACHE_LOG": None})
+        subprocess.run(["mount", "-o", "remount,size=64m", directory], check=True)
+        self.recovery(follower)
+        machine.ok("status", "--lag-max", "0")
+
+    def test_rebuild_and_ids_that_go_back_are_printed(self):
+        self.machine.ok("set", "k", "old")
+        shutil.copyfile(self.database, f"{self.database}.old")
+        self.machine.ok("set", "k", "new")
+        self.machine.ok("set", "k", "newer")
+        for arguments, expected in ((("--json",), None), ((), b"1\n")):
+            machine = self.another_machine(f"follower{len(arguments)}")
+            follower = self.follow(machine, *arguments)
+            newest = os.path.join(self.directory, "newest.db")
+            shutil.copyfile(self.database, newest)
+            os.replace(f"{self.database}.old", self.database)  # a restored backup
+            shutil.copyfile(self.database, f"{self.database}.old")
+            line = follower.stdout.readline()
+            if expected is None:
+                rebuilt = json.loads(line)["rebuilt"]
+                self.assertEqual(rebuilt["applied_id"], 1)
+                self.assertGreater(rebuilt["previous_applied_id"], 1)
+                self.assertIn("restored", rebuilt["reason"])
+            else:
+                self.assertEqual(line, expected)
+            self.assertEqual(machine.ok("get", "k").out, b"old")
+            os.replace(newest, self.database)
+
+    def test_tells_service_manager_what_it_does(self):
+        self.machine.ok("set", "a", "1")
+        path = f"{self.directory}/notify"
+        for address, bound in ((path, path), (f"@{path}", f"\0{path}")):
+            with self.subTest(address), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+                manager.bind(bound)
+                manager.settimeout(30)
+                environment = {**self.machine.environment(), "NOTIFY_SOCKET": address}
+                with subprocess.Popen([self.program, "follow", "--interval", "20ms"],
+                                      env=environment, stdout=subprocess.DEVNULL,
+                                      stderr=subprocess.DEVNULL) as follower:
+                    self.assertEqual(manager.recv(200), b"READY=1")
+                    self.assertEqual(manager.recv(200), b"STATUS=following: applied_id=1")
+                    os.rename(self.database, f"{self.database}.away")
+                    self.assertIn(b"STATUS=not following: ", manager.recv(1000))
+                    follower.terminate()
+                    while manager.recv(1000) != b"STOPPING=1":
+                        pass
+                    os.rename(f"{self.database}.away", self.database)
+
+
+class FollowMysqlTest(CliTest):
+    def test_goes_on_after_each_problem_of_the_server(self):
+        server = servers.Mariadb(self)
+        self.server = server
+
+        def sql(text, database="mysql"):
+            subprocess.run(["mariadb", "--no-defaults", f"--socket={server.socket}", "--user=root",
+                            database], input=text.encode(), check=True)
+
+        sql("CREATE DATABASE fleet; CREATE USER follower@'%'")
+        root = f"mysql://root@/fleet?socket={server.socket}"
+        writer = self.another_machine("writer", root)
+        writer.ok("set", "a", "0")
+        tables = ("whycache_logs", "whycache_updates", "whycache_parts")
+        # Rights on tables are checked for each statement, those on databases for each connection.
+        grant = "; ".join(f"GRANT SELECT ON fleet.{table} TO follower@'%'" for table in tables)
+        sql(grant)
+        url = f"mysql://follower@/fleet?socket={server.socket}"
+        machine = self.another_machine("machine", url)
+        follower = machine.start("follow", "--json", "--interval", "20ms", "--deadline", "1s")
+        self.assertIn(b"following: ", follower.stderr.readline())
+        hide = "; ".join(f"RENAME TABLE fleet.{table} TO fleet.h_{table}" for table in tables)
+        show = "; ".join(f"RENAME TABLE fleet.h_{table} TO fleet.{table}" for table in tables)
+        for name, begin, end in (
+            ("revoked grants", grant.replace("GRANT", "REVOKE").replace(" TO ", " FROM "), grant),
+            ("locked account", "ALTER USER follower@'%' ACCOUNT LOCK; KILL USER follower",
+             "ALTER USER follower@'%' ACCOUNT UNLOCK"),
+            ("missing tables", hide, show),
+            ("missing row", "CREATE TABLE fleet.kept SELECT * FROM fleet.whycache_logs; "
+             "DELETE FROM fleet.whycache_logs",
+             "INSERT INTO fleet.whycache_logs SELECT * FROM fleet.kept; DROP TABLE fleet.kept"),
+        ):
+            with self.subTest(name):
+                sql(begin)
+                self.assertIn(b"whycache: ", follower.stderr.readline())
+                self.assertIn(b"  next: ", follower.stderr.readline())
+                time.sleep(1.5)
+                self.assertIsNone(follower.poll())
+                self.assertEqual(machine.ok("get", "a").code, 0)
+                sql(end)
+                line = b""
+                while b"following again after" not in line:
+                    line = follower.stderr.readline()
+                    self.assertNotEqual(line, b"")
+                last = int(writer.ok("set", "a", name).text)
+                while json.loads(follower.stdout.readline()).get("update_id") != last:
+                    pass
+        # The server itself.
+        server.stop()
+        self.assertIn(b"whycache: ", follower.stderr.readline())
+        time.sleep(2)
+        self.assertEqual(machine.ok("get", "a").out, b"missing row")
+        status = machine.ok("status", "--json", "--deadline", "1s").json
+        self.assertEqual((status["log_answers"], status["lag"]), (False, None))
+        server.restart()
+        last = int(writer.ok("set", "a", "back").text)
+        while json.loads(follower.stdout.readline()).get("update_id") != last:
+            pass
+        follower.terminate()
+        errors = follower.communicate(timeout=20)[1]
+        self.assertIn(b"following again after", errors)
+        self.assertLess(len(errors.splitlines()), 6, errors)
+        self.assertEqual(follower.returncode, 0)
 
 
 if __name__ == "__main__":

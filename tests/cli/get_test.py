@@ -22,6 +22,7 @@ class GetTest(CliTest):
         self.assertEqual(other.ok("get", "--update", "a").out, b"2")
 
     def test_absent_key_is_not_found(self):
+        self.machine.ok("init", self.log)
         self.machine.fails("not_found", "get", "nothing", expect="nothing")
         self.assertEqual(self.machine.run("get", "nothing").out, b"")
 

@@ -1,6 +1,7 @@
 """whycache status: fields, bounds on lag and staleness, and damaged logs."""
 
 import os
+import pathlib
 import subprocess
 import time
 
@@ -91,8 +92,42 @@ class StatusTest(CliTest):
         status = self.machine.ok("status", "--json").json
         self.assertEqual((status["log_answers"], status["applied_id"], status["head"]),
                          (False, 1, 1))
-        self.assertIn("there is no log", status["log_trouble"])
+        self.assertIn("log does not exist", status["log_trouble"])
+        self.assertIsNone(status["lag"])
+        self.machine.fails("stale", "status", "--lag-max", "0", expect="unknown")
+        self.machine.ok("status", "--staleness-max", "1h")
         self.assertFalse(os.path.exists(self.database))
+
+    def contents(self):
+        return {
+            os.path.join(path, name): pathlib.Path(path, name).read_bytes()
+            for path, _, names in os.walk(self.directory)
+            for name in names
+        }
+
+    def test_status_and_reads_change_and_create_nothing(self):
+        self.machine.ok("set", "a", "1")
+        other = self.another_machine()
+        other.ok("update")
+        self.machine.ok("set", "a", "2")
+        os.remove(f"{other.state}.lock")
+        before = self.contents()
+        for command in (("status",), ("status", "--json", "--lag-max", "1"), ("get", "a"),
+                        ("scan",), ("count",), ("inspect",), ("doctor",)):
+            with self.subTest(command):
+                other.ok(*command)
+                self.assertEqual(self.contents(), before)
+        self.assertEqual(other.ok("get", "a").out, b"1", "nothing was applied")
+
+    def test_machine_without_a_state_is_told_and_gets_none(self):
+        self.machine.ok("set", "a", "1")
+        other = self.another_machine()
+        before = self.contents()
+        other.fails("usage", "status", expect="there is no state")
+        other.fails("stale", "status", "--lag-max", "1000", expect="there is no state")
+        other.fails("usage", "status",
+                    env={"WHYCACHE_STATE": None, "STATE_DIRECTORY": f"{self.directory}/default"})
+        self.assertEqual(self.contents(), before)
 
     def test_machines_at_same_id_have_same_digest(self):
         for i in range(5):

@@ -26,6 +26,7 @@ class UpdateTest(CliTest):
 
     def test_at_least_waits_for_id(self):
         other = self.another_machine()
+        self.machine.ok("init", self.log)
         other.ok("update")
         waiting = other.start("update", "--at-least", "1", "--deadline", "30s")
         time.sleep(0.2)

@@ -119,6 +119,7 @@ class ValueTest(CliTest):
             with self.subTest(kind, text=text):
                 code = "limit" if kind == "json" and text.startswith("[[") else "usage"
                 self.machine.fails(code, "set", "--type", kind, "--", "key", text)
+        self.machine.ok("init", self.log)
         self.machine.fails("not_found", "get", "key")
         self.machine.fails(
             "usage",

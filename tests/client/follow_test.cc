@@ -212,8 +212,50 @@ TEST(Follow, update_retries_unavailable_log) {
   EXPECT_EQ(tokyo.update(), 1U);
 
   EXPECT_EQ(tokyo.counters().log_retries, 3U);
-  EXPECT_EQ(events.count(Event::Kind::retried), 3);
+  EXPECT_EQ(events.count(Event::Kind::retried), 1) << "once for all attempts of an outage";
+  EXPECT_EQ(events.count(Event::Kind::reconnected), 1);
   EXPECT_THAT(events.messages(Event::Kind::retried), HasSubstr("the test's log is away"));
+}
+
+TEST(Follow, outage_of_many_calls_is_reported_once_and_when_it_ends) {
+  Fleet fleet;
+  auto script = std::make_shared<Script>();
+  Events events;
+  Options options;
+  options.on_event = events.listener();
+  Cache cache = fleet.open("berlin", script, options);
+  cache.set("a", "1");
+  std::atomic<bool> away{true};
+  script->before_read = [&] {
+    if (away) throw unavailable_error();
+  };
+  for (int call = 0; call < 5; ++call)
+    expect_error(ErrorKind::unavailable, [&] { cache.update(update_within(milliseconds(20))); });
+  EXPECT_GT(cache.counters().log_retries, 4U);
+  EXPECT_EQ(events.count(Event::Kind::retried), 1);
+  EXPECT_EQ(events.count(Event::Kind::reconnected), 0);
+
+  away = false;
+  cache.update();
+  cache.update();
+  EXPECT_EQ(events.count(Event::Kind::reconnected), 1);
+  EXPECT_THAT(events.messages(Event::Kind::reconnected), HasSubstr("log answers again"));
+}
+
+// Otherwise a machine whose disk is full would look as if it had all that there is.
+TEST(Follow, head_that_cannot_be_applied_is_known) {
+  Fleet fleet;
+  Cache berlin = fleet.open("berlin");
+  Options options;
+  options.state_bytes_max = 4U << 20;
+  Cache tokyo = fleet.open("tokyo", options);
+  for (int i = 0; i < 10; ++i)
+    berlin.set("k" + std::to_string(i), incompressible_bytes(700'000, static_cast<unsigned>(i)));
+  expect_error(ErrorKind::limit, [&] { tokyo.update(); });
+  const Stats stats = tokyo.stats();
+  EXPECT_EQ(stats.known_head, 10U);
+  EXPECT_LT(stats.applied_id, 10U);
+  EXPECT_EQ(stats.lag, 10U - stats.applied_id);
 }
 
 TEST(Follow, update_fails_at_deadline_while_reads_continue) {

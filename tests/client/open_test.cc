@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include "client/fleet.h"
@@ -15,6 +16,13 @@ namespace whycache::testing {
 namespace {
 
 using std::chrono::milliseconds;
+
+// A log in memory whose state is found by its name, as that of another log.
+class LogOfOneName final : public ForwardingLog {
+ public:
+  explicit LogOfOneName(std::unique_ptr<Log> log) : ForwardingLog(std::move(log)) {}
+  std::string name() const override { return "test://one"; }
+};
 
 // A log that a switch makes unavailable.
 std::shared_ptr<Script> script_of_log_away(const std::atomic<bool>& away) {
@@ -53,6 +61,27 @@ TEST(Open, open_now_without_state_returns_and_first_update_builds) {
   EXPECT_EQ(cache.update(), 1U);
   EXPECT_TRUE(cache.ready());
   EXPECT_EQ(cache.get("a"), "1");
+}
+
+// It asks for the log's uuid, opens the state, and builds it: each within what the others left.
+TEST(Open, opening_ends_at_one_deadline) {
+  const Fleet fleet;
+  auto script = std::make_shared<Script>();
+  script->before_extent = [] { std::this_thread::sleep_for(milliseconds(300)); };
+  script->before_read = [] {
+    while (call_time_left().count() > 0) std::this_thread::sleep_for(milliseconds(1));
+    throw Error(ErrorKind::unavailable, "the test's log is away");
+  };
+  fleet.open("tokyo").set("a", "1");
+  Options options;
+  options.state_path = fleet.state_directory() + "/";
+  options.deadline = milliseconds(1000);
+  const auto began = std::chrono::steady_clock::now();
+  expect_error(ErrorKind::unavailable, [&] {
+    Cache(std::make_unique<ScriptedLog>(std::make_unique<LogOfOneName>(fleet.log()), script),
+          options);
+  });
+  EXPECT_LT(std::chrono::steady_clock::now() - began, milliseconds(1250));
 }
 
 TEST(Open, open_now_without_state_lets_first_write_build) {

@@ -665,6 +665,8 @@ TEST(TwoLogsOfOneUrl, process_never_reads_state_of_the_other_log) {
     for (int i = 0; i < 20'000 && *step != 1; ++i) std::this_thread::sleep_for(milliseconds(1));
     ChildProcess theirs([&]() -> std::string {
       if (!enter("theirs")) return "cannot mount";
+      // No cache creates a log beside a state.
+      static_cast<void>(open_log(url));
       // The state may be refused. If it is not, it has to be of this log.
       try {
         Cache cache(url, options);

@@ -1,7 +1,11 @@
 // From the URL to the log.
 #include <gtest/gtest.h>
+#include <sqlite3.h>
 #include <whycache/log.h>
 
+#include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <string>
 
 #include "log/stores.h"
@@ -70,6 +74,50 @@ TEST(OpenLog, unknown_option_is_refused_before_log_is_created) {
   expect_error(
       ErrorKind::invalid, [] { open_log("memory:x?deadline_ms=5"); }, "deadline_ms");
   EXPECT_FALSE(std::filesystem::exists(directory.file("log")));
+}
+
+TEST(OpenLog, missing_log_is_not_created_if_url_forbids_it) {
+  StoreDirectory directory;
+  for (const char* const scheme : {"file", "sqlite"}) {
+    const std::string url = std::string(scheme) + "://" + directory.file(scheme);
+    expect_error(
+        ErrorKind::invalid, [&] { open_log(url + "?create=off"); }, "log does not exist",
+        "no such");
+    EXPECT_FALSE(std::filesystem::exists(directory.file(scheme)));
+    const Uuid uuid = open_log(url + "?create=on")->extent().uuid;
+    EXPECT_EQ(open_log(url + "?create=off")->extent().uuid, uuid);
+    open_log(url + "?instance=blue");
+    expect_error(
+        ErrorKind::invalid, [&] { open_log(url + "?create=off&instance=bleu"); },
+        "log does not exist", "instances: 'blue', 'default'");
+    expect_error(
+        ErrorKind::invalid, [&] { open_log(url + "?create=no"); }, "create is neither");
+  }
+  EXPECT_EQ(open_log("memory:?create=off")->extent().head, 0U);
+}
+
+// An empty file is what a slip of the shell leaves; a database without a log is another program's.
+TEST(OpenLog, file_without_a_log_is_left_alone_if_no_log_is_to_be_created) {
+  StoreDirectory directory;
+  const std::string path = directory.file("flags.db");
+  const auto content = [&] {
+    std::ifstream file(path, std::ios::binary);
+    return std::string(std::istreambuf_iterator<char>(file), {});
+  };
+  std::ofstream(path, std::ios::binary).close();
+  expect_error(
+      ErrorKind::invalid, [&] { open_log("sqlite://" + path + "?create=off"); }, "an empty file");
+  EXPECT_EQ(content(), "");
+  sqlite3* database = nullptr;
+  ASSERT_EQ(sqlite3_open(path.c_str(), &database), SQLITE_OK);
+  ASSERT_EQ(sqlite3_exec(database, "PRAGMA journal_mode = WAL; CREATE TABLE notes (text);", nullptr,
+                         nullptr, nullptr),
+            SQLITE_OK);
+  sqlite3_close(database);
+  const std::string before = content();
+  expect_error(
+      ErrorKind::invalid, [&] { open_log("sqlite://" + path + "?create=off"); }, "no log");
+  EXPECT_EQ(content(), before) << "nor is its journal mode changed";
 }
 
 TEST(OpenLog, invalid_option_value_is_refused) {

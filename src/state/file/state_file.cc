@@ -215,6 +215,36 @@ Error copies_on_write(const std::string& directory, const std::string& file_syst
                    "any_file_system to accept that)");
 }
 
+namespace {
+
+// Whether the file is a state of another format. Its header is one of every format: magic, format,
+// byte order and checksum have their places for good.
+bool is_of_another_format(const std::string& path) {
+  const FileDescriptor file(::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW));
+  struct stat status;
+  HeaderFixed fixed;
+  return file && ::fstat(file.number(), &status) == 0 && S_ISREG(status.st_mode) &&
+         bears_state_magic(file.number()) &&
+         ::pread(file.number(), &fixed, sizeof fixed, 0) == ssize_t{sizeof fixed} &&
+         fixed.checksum == fixed.expected_checksum() && fixed.byte_order == byte_order_mark &&
+         fixed.format_major != state_format_major;
+}
+
+}  // namespace
+
+std::string path_with_format(const std::string& path) {
+  return path + ".f" + std::to_string(state_format_major);
+}
+
+std::string path_for_format(const std::string& path) {
+  struct stat status;
+  std::string with_format = path_with_format(path);
+  const bool is_absent = ::lstat(path.c_str(), &status) != 0 && errno == ENOENT;
+  const bool is_taken =
+      is_absent ? ::lstat(with_format.c_str(), &status) == 0 : is_of_another_format(path);
+  return is_taken ? with_format : path;
+}
+
 StateFileResult open_state_file(const StateOptions& options, bool holds_install_locks) {
   // Open the file for writing first. On an overlay file system this copies it up to the layer where
   // writers will change it. A process that may only read continues without that.
@@ -236,7 +266,7 @@ StateFileResult open_state_file(const StateOptions& options, bool holds_install_
 StateFileResult use_state_file(FileDescriptor file, const StateOptions& options,
                                bool holds_install_locks) {
   const struct stat status = check_regular_file(file, options.path);
-  if (!options.read_only)
+  if (!options.any_owner)
     check_owner_is_trusted(status, options.path, trusted_owner(options), "state file");
   if (status.st_nlink > 1) {
     throw Error(

@@ -25,6 +25,13 @@ FileOwner trusted_owner(const StateOptions& options);
 // The error for a file system that does not write changed blocks in place.
 Error copies_on_write(const std::string& directory, const std::string& file_system);
 
+// Returns where this version of the library keeps the state that belongs at `path`. That is `path`,
+// unless a state of another format is there, which another version may be using: then the name
+// bears the format of this one. It stays so once the other file is removed.
+std::string path_for_format(const std::string& path);
+// Returns the path whose name bears the format.
+std::string path_with_format(const std::string& path);
+
 // The file at the path of a state.
 struct StateFileResult {
   // Null if there is no file that can be used; unusable_reason says why.

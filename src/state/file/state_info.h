@@ -24,6 +24,8 @@ struct StateOptions {
   bool any_file_system = false;
   // Opens the state for reads alone: without its lock file, and without write access to anything.
   bool read_only = false;
+  // Accepts a file of any user, for a caller that trusts its owner.
+  bool any_owner = false;
   // Whether open() waits for other processes that verify or replace the file. If not, and there are
   // some, there is no usable state yet.
   bool waits_for_others = true;

@@ -98,6 +98,11 @@ StateInfo StateBuilder::info() const {
   return state_info(mapping_);
 }
 
+bool StateBuilder::has_free_space() const {
+  const AllocatorState& state = mapping_.header().allocator_state;
+  return state.free_count > state.segment_count / 4;
+}
+
 std::shared_ptr<const detail::Pin> StateBuilder::pin() const {
   return std::make_shared<const detail::Pin>(
       std::make_shared<const Mapping>(open_file(path(), O_RDONLY), path(), bytes_max_,

@@ -38,6 +38,8 @@ class StateBuilder {
   // The file, until it is installed.
   const std::string& path() const { return file_.path(); }
   StateInfo info() const;
+  // Whether more than a quarter of the file is free, since updates erased or replaced much.
+  bool has_free_space() const;
   // Returns a pin on the state as of the last finish_load() or apply().
   std::shared_ptr<const detail::Pin> pin() const;
 

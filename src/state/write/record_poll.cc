@@ -37,19 +37,25 @@ bool exceeds_file_size_limit(std::size_t end) {
   return ::getrlimit(RLIMIT_FSIZE, &limit) != 0 || limit.rlim_cur < end;
 }
 
+// Returns no descriptor if the record cannot be written.
+FileDescriptor open_to_record(const Mapping& mapping) noexcept {
+  constexpr std::size_t end = offsetof(Header, poll_record) + sizeof(PollRecordBytes);
+  if (exceeds_file_size_limit(end)) return {};
+  FileDescriptor file(open_at_path(mapping.path().c_str(), O_WRONLY | O_NONBLOCK | O_NOFOLLOW));
+  struct stat status;
+  if (!file || ::fstat(file.number(), &status) != 0 || status.st_ino != mapping.inode() ||
+      status.st_dev != mapping.device())
+    return {};
+  return file;
+}
+
 }  // namespace
 
 void record_poll(const Mapping& mapping, const LockFile& locks, std::int64_t at_ns, UpdateId head,
                  bool by_store) noexcept {
-  constexpr std::size_t end = offsetof(Header, poll_record) + sizeof(PollRecordBytes);
   const std::optional<std::uint64_t> clock = boot_clock_id();
-  if (!clock || exceeds_file_size_limit(end)) return;
-  const FileDescriptor file(
-      open_at_path(mapping.path().c_str(), O_WRONLY | O_NONBLOCK | O_NOFOLLOW));
-  struct stat status;
-  if (!file || ::fstat(file.number(), &status) != 0 || status.st_ino != mapping.inode() ||
-      status.st_dev != mapping.device())
-    return;
+  const FileDescriptor file = open_to_record(mapping);
+  if (!clock || !file) return;
   const PollTimeBytes now{at_ns, poll_time_seal(at_ns, mapping.state_id(), *clock)};
   const PollRecord& present = mapping.header().poll_record;
   PollRecordBytes record{now, now, head};
@@ -66,6 +72,16 @@ void record_poll(const Mapping& mapping, const LockFile& locks, std::int64_t at_
   // A failure leaves the times as they were, or without their seals: then each process polls.
   static_cast<void>(::pwrite(file.number(), &record, sizeof record,
                              static_cast<off_t>(offsetof(Header, poll_record))));
+}
+
+void record_known_head(const Mapping& mapping, const LockFile& locks, UpdateId head) noexcept {
+  const FileDescriptor file = open_to_record(mapping);
+  if (!file) return;
+  constexpr std::size_t offset =
+      offsetof(Header, poll_record) + offsetof(PollRecordBytes, known_head);
+  const OwnChange change(&locks, file.number());
+  // A failure leaves the head of the last poll.
+  static_cast<void>(::pwrite(file.number(), &head, sizeof head, static_cast<off_t>(offset)));
 }
 
 }  // namespace whycache

@@ -18,5 +18,7 @@ namespace whycache {
 // signal.
 void record_poll(const Mapping& mapping, const LockFile& locks, std::int64_t at_ns, UpdateId head,
                  bool by_store) noexcept;
+// Records the head alone, which the log has named although not all of it could be applied.
+void record_known_head(const Mapping& mapping, const LockFile& locks, UpdateId head) noexcept;
 
 }  // namespace whycache
