@@ -240,33 +240,33 @@ TEST_F(StateLocationTest, forked_child_keeps_memory_log_state_of_parent) {
 }
 
 TEST_F(StateLocationTest, relative_path_is_that_of_the_working_directory_at_the_opening) {
-  const TemporaryDirectory directory;
+  const TemporaryDirectory own;
   expect_success_in_child([&] {
     for (const std::string path : {"flags.state", "sub/"}) {
-      fs::current_path(directory.path());
+      fs::current_path(own.path());
       fs::create_directory("sub");
       Options options;
       options.state_path = path;
-      Cache cache("sqlite://" + directory.file("log.db"), options);
+      Cache cache("sqlite://" + own.file("log.db"), options);
       cache.set("a", "1");
       fs::current_path("/");
-      EXPECT_EQ(cache.state_path().find(directory.path() + "/"), 0U) << cache.state_path();
+      EXPECT_EQ(cache.state_path().find(own.path() + "/"), 0U) << cache.state_path();
       cache.close_shared_state();
       EXPECT_EQ(cache.get("a"), "1");
       EXPECT_EQ(Cache::attach(cache.state_path()).get("a"), "1");
-      fs::current_path(directory.path());
+      fs::current_path(own.path());
     }
     const Cache attached = Cache::attach("flags.state");
-    EXPECT_EQ(attached.state_path(), directory.file("flags.state"));
+    EXPECT_EQ(attached.state_path(), own.file("flags.state"));
   });
 }
 
 TEST_F(StateLocationTest, relative_path_in_a_directory_that_was_removed_throws_invalid) {
-  const TemporaryDirectory directory;
+  const TemporaryDirectory own;
   expect_success_in_child([&] {
-    fs::create_directory(directory.file("sub"));
-    fs::current_path(directory.file("sub"));
-    fs::remove(directory.file("sub"));
+    fs::create_directory(own.file("sub"));
+    fs::current_path(own.file("sub"));
+    fs::remove(own.file("sub"));
     expect_error(
         ErrorKind::invalid, [] { static_cast<void>(Cache::attach("flags.state")); },
         "no working directory", "flags.state");

@@ -163,7 +163,7 @@ class StepLong : public ::testing::Test {
       if (::posix_fallocate(created.number(), 0, static_cast<off_t>(source.bytes())) != 0)
         throw std::runtime_error("no space for a test");
       file_.emplace(path);
-      lock_file_.emplace(path + ".lock", 0600, FileOwner::self_or_root);
+      lock_file_.emplace(path + ".lock", 0600, FileOwner::self_or_root, State::default_deadline());
       refresh();
       StateOptions options = small_state_options();
       options.path = path;
