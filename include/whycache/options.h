@@ -117,8 +117,8 @@ struct Options {
   // written. Beyond it they throw Error(limit).
   std::size_t queue_bytes_max = std::size_t{64} << 20;
   Guards guards{};
-  // Stored with every update for people to read, at most 255 bytes. Default: host name and process
-  // id.
+  // Stored with every update for people to read, at most 255 bytes. Default: user@host:pid
+  // (program), where the user is a number if /etc/passwd does not have it.
   std::string writer_name{};
 
   // Runs on the thread that noticed the event, never concurrently with itself. Must return soon,

@@ -1,10 +1,7 @@
 #include "client/session.h"
 
-#include <unistd.h>
-
-#include <array>
-
 #include "base/clock.h"
+#include "base/process_name.h"
 #include "base/random.h"
 
 namespace whycache {
@@ -13,12 +10,6 @@ namespace {
 // With less time left than this, another call of the log is not worth a try: its error, that the
 // time is up, would hide the cause.
 constexpr std::chrono::milliseconds shortest_log_call{5};
-
-std::string default_writer_name() {
-  std::array<char, 200> host{};
-  if (::gethostname(host.data(), host.size() - 1) != 0) host[0] = '\0';
-  return std::string(host.data()) + ":" + std::to_string(::getpid());
-}
 
 }  // namespace
 
@@ -67,7 +58,8 @@ Session::Session(State& joined_state, const StateLocation& state_location, Log& 
       counters(cache_counters),
       owned_log_(std::move(owned_log)),
       writer_id_(random_uuid()),
-      writer_name_(options.writer_name.empty() ? default_writer_name() : options.writer_name) {}
+      writer_name_(options.writer_name.empty() ? describe_this_process(program_name())
+                                               : options.writer_name) {}
 
 Authorship Session::authorship(std::string note) {
   return {.time_us = wall_time_us(),

@@ -9,7 +9,9 @@ class LogCommandTest(CliTest):
         self.machine.ok("import", "-", stdin=b"".join(b"k%d\tv\n" % i for i in range(8)))
         self.machine.ok("del", "a")
         first, second, third = self.machine.ok("log").lines
-        self.assertRegex(first, r'^ +1  20\d\d-\d\d-\d\dT[\d:.]+Z  \S+  1 change  "first"  set a$')
+        self.assertRegex(
+            first, r'^ +1  20\d\d-\d\d-\d\dT[\d:.]+Z  \S+ \(.*\)  1 change  "first"  set a$'
+        )
         self.assertRegex(second, r"8 changes  set k0, set k1, set k2, set k3, set k4, 3 more$")
         self.assertRegex(third, r"1 change  erase a$")
         self.assertIn("set k7", self.machine.ok("log", "--all-keys").out.decode())
