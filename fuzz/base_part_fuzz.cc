@@ -29,14 +29,14 @@ bool try_decode(std::string_view bytes, BasePart& part) {
 }
 
 void require_round_trip(const BasePart& part) {
-  BasePartEncoder encoder(part.base);
+  BasePartEncoder encoder(part.base, part.authorship);
   for (const Item& item : part.items) require(encoder.add(item, SIZE_MAX));
   const std::string bytes(encoder.finish(part.last));
 
   BasePart decoded;
   require(try_decode(bytes, decoded));
   require(decoded.base == part.base && decoded.number == 0 && decoded.last == part.last &&
-          decoded.items == part.items);
+          decoded.authorship == part.authorship && decoded.items == part.items);
 }
 
 }  // namespace

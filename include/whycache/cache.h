@@ -328,9 +328,28 @@ class WHYCACHE_API Cache {
   // if the keys that `keep` refuses are erased and the rest was not done. Otherwise as set().
   UpdateId rewrite_history(const RewriteOptions& options = {});
   // Empties the dataset on every machine: appends one update that erases everything, then rewrites
-  // history. Throws Error(uncertain) if the update was appended and the rewrite was not, or may not
-  // have been, done. Otherwise as set().
-  UpdateId delete_all_history();
+  // history. Keeps the guards of the log. Before it erases anything, asks the log whether this
+  // process may rewrite it (Log::check_may_rewrite). Throws Error(uncertain) if the update was
+  // appended and the rewrite was not, or may not have been, done. Otherwise as set().
+  UpdateId delete_all_history(const WriteOptions& options = {});
+
+  // The guards of the log are stored in it, as the item with the key log_guards_key, so that
+  // they apply from the next update on, on every machine. A write that violates one throws
+  // Error(refused): it is checked against the state that its update follows, so no write can slip
+  // past a guard that another machine has set. A call that needs several updates is checked as a
+  // whole before the first one; guards set while it runs stop it midway, with Error(uncertain).
+  // An asynchronous write may also be refused by its future.
+  //
+  // Other writes may set the key to the text of valid guards, as a copy of another log does. No
+  // other write can erase it: by key, that is refused; by range or as a whole, it stays.
+
+  // Returns the guards as of the applied id. Throws Error(refused) if a newer version of the
+  // library has set guards that this one does not know. It then refuses to erase anything.
+  [[nodiscard]] LogGuards log_guards() const;
+  // Replaces the guards; the default ones mean none. Returns the id of the update, or of the state
+  // that had them already. Throws Error(invalid) if the share is not within 0 to 1, otherwise as
+  // set().
+  UpdateId set_log_guards(const LogGuards& guards, const WriteOptions& options = {});
 
   // Returns the id of the last update in the state. Costs some nanoseconds: no lock, no system
   // call. While it is the same, so are all values, unless the log was restored from a backup

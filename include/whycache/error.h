@@ -27,7 +27,8 @@ enum class ErrorKind {
   // Other writers changed what this write depended on until attempts or deadline ran out. Nothing
   // was written.
   conflict,
-  // A guard of this application forbids the write (Options::guards). Nothing was written.
+  // A guard forbids the write: of this application (Options::guards) or of the log
+  // (Cache::set_log_guards). Nothing was written.
   refused,
   // Stored bytes, of the state or of the log, are not what was written. The message gives the next
   // step.

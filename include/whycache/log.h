@@ -126,6 +126,11 @@ class WHYCACHE_API Log {
   // update at `base` names its chain, which must equal `base_chain`.
   virtual bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) = 0;
 
+  // Throws Error(invalid), with EACCES or EROFS as its system error, if the store does not let this
+  // process rewrite the history; else changes nothing. The cache asks before it erases keys by a
+  // call that rewrites after that. The default is to let rewrite() find out.
+  virtual void check_may_rewrite() {}
+
   // Returns Extent::store_id of the store that the last call reached, or 0 if it is not known. Any
   // thread may call it at any time; it does not block.
   virtual std::uint64_t store_id() const noexcept { return 0; }

@@ -43,6 +43,20 @@ struct Guards {
   std::function<std::optional<std::string>(const Change&)> validate{};
 };
 
+// Limits that live in the log, and that each write of each machine obeys, the command line included
+// (Cache::set_log_guards). Earlier versions of the library ignore them.
+struct LogGuards {
+  // Whether one call may erase all keys, as delete_all_history() does. A single key may be erased.
+  bool clear_allowed = true;
+  // The most keys that one update, one call and one rewrite with `keep` may erase. Absent keys do
+  // not count.
+  std::optional<std::uint64_t> erased_keys_max{};
+  // The same as a share of all keys, 0 to 1. A single key may be erased, however large its share.
+  std::optional<double> erased_share_max{};
+
+  friend bool operator==(const LogGuards&, const LogGuards&) = default;
+};
+
 // What opening a cache does if this machine has no usable state.
 enum class OpenMode : std::uint8_t {
   wait,  // builds one from the log, which may take long, or throws
@@ -117,8 +131,8 @@ struct Options {
   // written. Beyond it they throw Error(limit).
   std::size_t queue_bytes_max = std::size_t{64} << 20;
   Guards guards{};
-  // Stored with every update for people to read, at most 255 bytes. Default: user@host:pid
-  // (program), where the user is a number if /etc/passwd does not have it.
+  // Stored with every update and every new base for people to read, at most 255 bytes. Default:
+  // user@host:pid (program), where the user is a number if /etc/passwd does not have it.
   std::string writer_name{};
 
   // Runs on the thread that noticed the event, never concurrently with itself. Must return soon,
@@ -198,6 +212,8 @@ struct RewriteOptions {
   std::function<bool(std::string_view key, std::string_view value)> keep{};
   // A stop request makes the call give up as if the log had not answered in time.
   std::stop_token stop{};
+  // Stored with the base for people to read, at most 255 bytes, beside the writer and the time.
+  std::string note{};
 };
 
 }  // namespace whycache

@@ -62,6 +62,9 @@ struct Digest {
 inline constexpr std::uint32_t key_bytes_max = 1024;
 inline constexpr std::uint32_t value_bytes_max = (1U << 24) - 1;
 
+// The item with this key has the guards of the log (Cache::set_log_guards).
+inline constexpr std::string_view log_guards_key = "whycache:guards";
+
 // 32 lower-case hexadecimal digits, as messages show uuids and digests.
 WHYCACHE_API std::string to_string(const Uuid& uuid);
 WHYCACHE_API std::string to_string(const Digest& digest);

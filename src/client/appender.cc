@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "client/follow.h"
+#include "client/guards.h"
 #include "client/rebuild.h"
 #include "state/read/pin.h"
 #include "state/write/writer.h"
@@ -45,9 +46,15 @@ HeldLock Appender::lock_and_follow(Backoff& backoff) {
   return lock;
 }
 
-UpdateId Appender::append(Draft& draft, Backoff& backoff) {
+UpdateId Appender::append(Draft& draft, Backoff& backoff, const Check& check) {
   for (;;) {
-    const LogPosition position = position_of(session_.state.info());
+    LogPosition position = position_of(session_.state.info());
+    // The state is looked at after its position was. If it has moved on, the next id is taken.
+    if (check && has_log_guards(session_.state)) {
+      const std::shared_ptr<const detail::Pin> pin = session_.state.pin();
+      position = LogPosition{pin->mapping().header().fixed.log_uuid, pin->id(), pin->block().chain};
+      check(View(pin));
+    }
     if (try_append(position, draft, backoff)) return position.id + 1;
   }
 }

@@ -37,14 +37,17 @@ class Appender {
   // now. Throws Error(unavailable) if the deadline passes first. Otherwise throws as follow().
   HeldLock lock_and_follow(Backoff& backoff);
 
+  // Throws Error if the draft may not follow the state that the view shows.
+  using Check = std::function<void(const View& view)>;
   // Appends the draft at the first free id and applies it. Returns the id. The caller holds the
-  // lock of lock_and_follow().
+  // lock of lock_and_follow(). If there is a check and the log has guards, runs it before each
+  // attempt.
   //
   // Throws Error(unavailable): nothing was written. Throws Error(uncertain): the update may or may
   // not be in the log, or is there but could not be applied; the message says which. Throws
   // Error(limit) or Error(invalid) if the log refuses the update, Error(corrupt) if the log or its
   // history is damaged; then nothing was written.
-  UpdateId append(Draft& draft, Backoff& backoff);
+  UpdateId append(Draft& draft, Backoff& backoff, const Check& check = {});
 
   // Makes a draft from the state that the pin shows; returns nullopt if nothing is to be written.
   using Prepare =

@@ -13,7 +13,9 @@
 #include "client/appender.h"
 #include "client/bulk_load.h"
 #include "client/cache_internal.h"
+#include "client/change_guards.h"
 #include "client/follow.h"
+#include "client/guards.h"
 #include "client/lease.h"
 #include "client/no_log.h"
 #include "client/rebuild.h"
@@ -700,9 +702,25 @@ UpdateId Cache::rewrite_history(const RewriteOptions& options) {
   return whycache::rewrite_history(context.session, context.appender, options);
 }
 
-UpdateId Cache::delete_all_history() {
+UpdateId Cache::delete_all_history(const WriteOptions& options) {
   ProcessContext& context = impl().context();
-  return whycache::delete_all_history(context.session, context.appender);
+  return whycache::delete_all_history(context.session, context.appender, options);
+}
+
+LogGuards Cache::log_guards() const {
+  return impl().read([](const State& state) { return log_guards_of(View(state.pin())); });
+}
+
+UpdateId Cache::set_log_guards(const LogGuards& guards, const WriteOptions& options) {
+  return CacheInternal::change_log_guards(
+      *this, [&](LogGuards& present) { present = guards; }, options);
+}
+
+UpdateId CacheInternal::change_log_guards(const Cache& cache,
+                                          const std::function<void(LogGuards&)>& change,
+                                          const WriteOptions& options) {
+  ProcessContext& context = cache.impl().context();
+  return whycache::change_log_guards(context.session, context.appender, change, options);
 }
 
 // --- Status ---

@@ -43,6 +43,10 @@ class CacheInternal {
   static void rebuild(Cache& cache);
   // The same if the state is large and mostly free. Returns whether it was.
   static bool shrink(Cache& cache);
+  // Changes the guards of the log in one atomic step, as client/guards.h says.
+  static UpdateId change_log_guards(const Cache& cache,
+                                    const std::function<void(LogGuards&)>& change,
+                                    const WriteOptions& options);
 };
 
 }  // namespace whycache

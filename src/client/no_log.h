@@ -19,6 +19,7 @@ class NoLog final : public Log {
   Extent read(UpdateId, UpdateId, const VisitUpdate&) override { fail(); }
   void read_base(const VisitPart&) override { fail(); }
   bool rewrite(UpdateId, std::uint64_t, const NextPart&) override { fail(); }
+  void check_may_rewrite() override { fail(); }
   std::unique_ptr<Log> reopen() override { return std::make_unique<NoLog>(state_path_); }
 
   [[noreturn]] void fail() const {

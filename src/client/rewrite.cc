@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/clock.h"
 #include "base/hash.h"
 #include "client/follow.h"
 #include "client/guards.h"
@@ -22,6 +23,9 @@ namespace whycache {
 namespace {
 
 constexpr std::size_t part_bytes = std::size_t{1} << 20;
+// Notes of updates and bases for which the caller has none.
+constexpr char note_of_rewrite[] = "rewrite_history";
+constexpr char note_of_clear[] = "delete_all_history";
 
 using SharedPin = std::shared_ptr<const detail::Pin>;
 
@@ -33,8 +37,11 @@ BaseInfo base_info(const detail::Pin& pin) {
 // Encodes the items of a pin as the parts of a base, one after the other.
 class BasePartSource {
  public:
-  BasePartSource(const SharedPin& pin, const BaseInfo& info)
-      : info_(info), encoder_(info.base), items_(View(pin).items()), item_(items_.begin()) {}
+  BasePartSource(const SharedPin& pin, const BaseInfo& info, const BaseAuthorship& authorship)
+      : info_(info),
+        encoder_(info.base, authorship),
+        items_(View(pin).items()),
+        item_(items_.begin()) {}
 
   std::optional<std::string_view> next() {
     if (ended_) return std::nullopt;
@@ -66,10 +73,14 @@ class BasePartSource {
   bool ended_ = false;
 };
 
-// The single part of a base without items.
-class EmptyBasePartSource {
+// The single part of a base that has at most one small item.
+class SmallBasePartSource {
  public:
-  explicit EmptyBasePartSource(const BaseInfo& info) : info_(info), encoder_(info.base) {}
+  SmallBasePartSource(const BaseInfo& info, const BaseAuthorship& authorship,
+                      const std::optional<Item>& item)
+      : info_(info), encoder_(info.base, authorship) {
+    if (item) encoder_.add(*item, part_bytes);
+  }
 
   std::optional<std::string_view> next() {
     if (std::exchange(ended_, true)) return std::nullopt;
@@ -81,6 +92,23 @@ class EmptyBasePartSource {
   BasePartEncoder encoder_;
   bool ended_ = false;
 };
+
+BaseAuthorship base_authorship(const Session& session, const std::string& note,
+                               const char* otherwise) {
+  return {.time_us = wall_time_us(),
+          .writer_name = session.writer_name(),
+          .note = note.empty() ? otherwise : note};
+}
+
+// Throws Error(invalid) if the note cannot be stored, before anything is written.
+void check_note(const std::string& note) {
+  if (!note.empty()) BasePartEncoder(1, {.time_us = 0, .writer_name = {}, .note = note});
+}
+
+// Throws what the log throws if this process may not rewrite it.
+void check_may_rewrite(Session& session, Backoff& backoff) {
+  session.call_log_with_retries(backoff, [](Log& log) { log.check_may_rewrite(); });
+}
 
 // The base has to end with an update that the log has. The log may have been restored, or may have
 // lost its tail in a failover, since this machine read it. Rewriting from a history that the log
@@ -147,10 +175,13 @@ UpdateId write_base(Session& session, const LogPosition& position, Backoff& back
   }
 }
 
-UpdateId write_entries(Session& session, const SharedPin& pin, Backoff& backoff) {
+UpdateId write_entries(Session& session, const SharedPin& pin, const std::string& note,
+                       Backoff& backoff) {
   const BaseInfo info = base_info(*pin);
   const LogPosition position{pin->mapping().header().fixed.log_uuid, info.base, info.chain};
-  return write_base(session, position, backoff, [&] { return BasePartSource(pin, info); });
+  const BaseAuthorship authorship = base_authorship(session, note, note_of_rewrite);
+  return write_base(session, position, backoff,
+                    [&] { return BasePartSource(pin, info, authorship); });
 }
 
 // The error of a rewrite whose keys are erased in the log already.
@@ -181,6 +212,10 @@ UpdateId remove_rewrite_leftovers(Session& session, UpdateId limit, Backoff& bac
 
 using Keep = std::function<bool(std::string_view, std::string_view)>;
 
+bool keeps(const Keep& keep, std::string_view key, std::string_view value) {
+  return key == log_guards_key || keep(key, value);
+}
+
 // Returns keys that `keep` refuses, from `begin` on, as many as surely fit into one update.
 // Advances `begin` to the next key to visit, or clears it at the end.
 std::vector<std::string> collect_refused_keys(const Session& session, const Keep& keep,
@@ -190,7 +225,7 @@ std::vector<std::string> collect_refused_keys(const Session& session, const Keep
   const View view(session.state.pin());
   for (const auto& [key, value] : view.items(KeyRange::from(begin))) {
     begin = key;
-    if (keep(key, value)) continue;
+    if (keeps(keep, key, value)) continue;
     if (bytes + key.size() > session.options.update_bytes_max / 4) return refused;
     bytes += key.size() + 16;
     refused.emplace_back(key);
@@ -201,18 +236,20 @@ std::vector<std::string> collect_refused_keys(const Session& session, const Keep
 
 // Checks the guards against the number of keys that `keep` would erase, before any is erased.
 void check_keep_guards(const Session& session, const Keep& keep) {
-  if (!has_erase_limit(session.options.guards)) return;
+  if (!has_guards(session.options.guards) && !has_log_guards(session.state)) return;
   const View view(session.state.pin());
   std::uint64_t erased = 0;
-  for (const auto& [key, value] : view) erased += keep(key, value) ? 0 : 1;
-  check_erase_limits(session.options.guards, erased, view.size());
+  for (const auto& [key, value] : view) erased += keeps(keep, key, value) ? 0 : 1;
+  check_may_erase(session.options.guards, view, erased);
 }
 
 // Erases the keys that `keep` refuses, by ordinary updates. Asks `keep` again about a key that
 // another writer has set meanwhile. Sets `erased_by` to the last of these updates.
-void erase_refused_keys(Session& session, Appender& appender, const Keep& keep, Backoff& backoff,
-                        UpdateId& erased_by) {
+void erase_refused_keys(Session& session, Appender& appender, const RewriteOptions& options,
+                        Backoff& backoff, UpdateId& erased_by) {
+  const Keep& keep = options.keep;
   std::string begin;
+  std::uint64_t erased_before = 0;
   do {
     std::vector<std::string> keys = collect_refused_keys(session, keep, begin);
     session.throw_if_stopped(backoff);
@@ -225,13 +262,17 @@ void erase_refused_keys(Session& session, Appender& appender, const Keep& keep, 
             return !value || keep(key, *value);
           });
           if (keys.empty()) return std::nullopt;
-          Draft draft(session.authorship("rewrite_history"));
+          check_log_guards(view, keys.size(), erased_before);
+          Draft draft(session.authorship(options.note.empty() ? note_of_rewrite : options.note));
           for (const std::string& key : keys)
             draft.add(Change::erase(key), session.options.update_bytes_max);
           return draft;
         },
         backoff);
-    if (erased) erased_by = erased->id;
+    if (erased) {
+      erased_by = erased->id;
+      erased_before += keys.size();
+    }
   } while (!begin.empty());
 }
 
@@ -245,8 +286,11 @@ UpdateId rewrite(Session& session, Appender& appender, const RewriteOptions& opt
                                         std::to_string(options.limit) +
                                         " head=" + std::to_string(head));
   }
-  if (options.keep) check_keep_guards(session, options.keep);
-  if (options.keep) erase_refused_keys(session, appender, options.keep, backoff, erased_by);
+  if (options.keep) {
+    check_keep_guards(session, options.keep);
+    check_may_rewrite(session, backoff);
+    erase_refused_keys(session, appender, options, backoff, erased_by);
+  }
   backoff.reset();
   session.throw_if_stopped(backoff);
 
@@ -255,16 +299,17 @@ UpdateId rewrite(Session& session, Appender& appender, const RewriteOptions& opt
   const UpdateId base =
       session.call_log_with_retries(backoff, [](Log& log) { return log.extent(); }).base;
   if (limit <= base) return base == 0 ? base : remove_rewrite_leftovers(session, limit, backoff);
-  if (limit == pin->id()) return write_entries(session, pin, backoff);
+  if (limit == pin->id()) return write_entries(session, pin, options.note, backoff);
 
   const std::unique_ptr<StateBuilder> builder = build_as_of(session, limit, backoff);
-  if (builder) return write_entries(session, builder->pin(), backoff);
+  if (builder) return write_entries(session, builder->pin(), options.note, backoff);
   return session.call_log_with_retries(backoff, [](Log& log) { return log.extent(); }).base;
 }
 
 }  // namespace
 
 UpdateId rewrite_history(Session& session, Appender& appender, const RewriteOptions& options) {
+  check_note(options.note);
   UpdateId erased_by = 0;
   try {
     return rewrite(session, appender, options, erased_by);
@@ -274,20 +319,36 @@ UpdateId rewrite_history(Session& session, Appender& appender, const RewriteOpti
   }
 }
 
-UpdateId delete_all_history(Session& session, Appender& appender) {
-  Backoff backoff(session.options.deadline);
+UpdateId delete_all_history(Session& session, Appender& appender, const WriteOptions& options) {
+  Backoff backoff = session.backoff_for(options);
+  check_may_rewrite(session, backoff);
+  std::optional<std::string> guards;
   const std::optional<LogPosition> position = appender.append_prepared(
       [&](const SharedPin& pin) {
-        check_erase_limits(session.options.guards, pin->block().item_count,
-                           pin->block().item_count);
-        return std::optional(Draft(session.authorship("delete_all_history"), /*erases_all=*/true));
+        const View view(pin);
+        check_may_erase_all(session.options.guards, view);
+        Draft draft(session.authorship(options.note.empty() ? note_of_clear : options.note),
+                    /*erases_all=*/true);
+        guards.reset();
+        if (view.contains(log_guards_key)) {
+          guards = encode_log_guards(log_guards_of(view));
+          draft.add(Change::set(log_guards_key, *guards), session.options.update_bytes_max);
+        }
+        return std::optional(std::move(draft));
       },
       backoff);
-  const BaseInfo nothing{
-      .base = position->id, .chain = position->chain, .item_count = 0, .digest = {}};
+  BaseInfo info{.base = position->id, .chain = position->chain, .item_count = 0, .digest = {}};
+  std::optional<Item> kept;
+  if (guards) {
+    kept = Item{log_guards_key, *guards};
+    info.item_count = 1;
+    add(info.digest, item_digest(kept->key, kept->value));
+  }
+  const BaseAuthorship authorship = base_authorship(session, options.note, note_of_clear);
   backoff.reset();
   try {
-    return write_base(session, *position, backoff, [&] { return EmptyBasePartSource(nothing); });
+    return write_base(session, *position, backoff,
+                      [&] { return SmallBasePartSource(info, authorship, kept); });
   } catch (const Error& error) {
     throw error_after_erasing(error, position->id);
   }

@@ -18,6 +18,6 @@ UpdateId rewrite_history(Session& session, Appender& appender, const RewriteOpti
 
 // Appends an update that erases everything, then makes it the base. Returns the base of the log
 // afterwards.
-UpdateId delete_all_history(Session& session, Appender& appender);
+UpdateId delete_all_history(Session& session, Appender& appender, const WriteOptions& options);
 
 }  // namespace whycache

@@ -90,7 +90,9 @@ void Transaction::Record::write(const Change& change) {
 void Transaction::Record::erase(const KeyRange& range) {
   // The items point into the entries, or into written values that are erased only by their own
   // change.
-  for (const Item& item : items(range)) write(Change::erase(item.key));
+  for (const Item& item : items(range)) {
+    if (item.key != log_guards_key) write(Change::erase(item.key));
+  }
 }
 
 bool Transaction::Record::reads_are_valid_at(const View& now) const {
@@ -203,6 +205,18 @@ UpdateId transact(Session& session, Appender& appender,
 
 std::optional<UpdateId> write_decided(Session& session, Appender& appender,
                                       const DecideOnView& decide, const WriteOptions& options) {
+  return write_unguarded(
+      session, appender,
+      [&](const View& view) {
+        std::vector<Change> changes = decide(view);
+        check_guards(session.options.guards, changes, view);
+        return changes;
+      },
+      options);
+}
+
+std::optional<UpdateId> write_unguarded(Session& session, Appender& appender,
+                                        const DecideOnView& decide, const WriteOptions& options) {
   Backoff backoff = session.backoff_for(options);
   const std::int64_t began_ns = boot_time_ns();
   for (;;) {
@@ -215,7 +229,6 @@ std::optional<UpdateId> write_decided(Session& session, Appender& appender,
           const View view(now);
           const std::vector<Change> changes = decide(view);
           if (changes.empty()) return std::nullopt;
-          check_guards(session.options.guards, changes, view);
           return draft_of(session, changes, options.note);
         },
         backoff, [&] { is_of_this_call = store_asked_since(session.state, began_ns); });
@@ -238,7 +251,9 @@ UpdateId erase_range(Session& session, Appender& appender, const KeyRange& range
         if (count > session.options.update_bytes_max / 2) throw_too_large(session, count);
         std::vector<Change> changes;
         changes.reserve(count);
-        for (const std::string_view key : view.keys(range)) changes.push_back(Change::erase(key));
+        for (const std::string_view key : view.keys(range)) {
+          if (key != log_guards_key) changes.push_back(Change::erase(key));
+        }
         return changes;
       },
       options);

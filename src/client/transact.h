@@ -77,6 +77,10 @@ using DecideOnView = std::function<std::vector<Change>(const View& view)>;
 std::optional<UpdateId> write_decided(Session& session, Appender& appender,
                                       const DecideOnView& decide, const WriteOptions& options);
 
+// The same, without a check of the guards.
+std::optional<UpdateId> write_unguarded(Session& session, Appender& appender,
+                                        const DecideOnView& decide, const WriteOptions& options);
+
 // Erases all keys of a range, as Cache::erase() says.
 UpdateId erase_range(Session& session, Appender& appender, const KeyRange& range,
                      const WriteOptions& options);

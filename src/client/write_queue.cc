@@ -57,7 +57,8 @@ UpdateId WriteQueue::write(std::span<const Change> changes, const WriteOptions& 
   if (changes.size() > 1) changes = kept = last_change_per_key(changes);
   enforce_guards(changes, options);
 
-  std::vector<QueuedBatch> batches = split_into_batches(changes, options);
+  std::uint64_t erased = 0;
+  std::vector<QueuedBatch> batches = split_into_batches(changes, options, erased);
   std::size_t written = 0;
   UpdateId id = 0;
   for (QueuedBatch& batch : batches) {
@@ -78,17 +79,29 @@ UpdateId WriteQueue::write(std::span<const Change> changes, const WriteOptions& 
 
 void WriteQueue::enforce_guards(std::span<const Change> changes,
                                 const WriteOptions& options) const {
+  check_guards_stay(changes);
   const Guards& guards = session_.options.guards;
-  if (!guards.validate && !has_erase_limit(guards)) return;
+  if (!has_guards(guards)) {
+    // Without a state that can be read, the check before the append is the first to know.
+    const bool erases = std::any_of(changes.begin(), changes.end(), is_erase);
+    if (!erases || !session_.state.usable()) return;
+    try {
+      if (!has_log_guards(session_.state)) return;
+    } catch (const Error&) {
+      return;
+    }
+  }
   Backoff backoff = session_.backoff_for(options);
   build_missing_state(session_, backoff);
   check_guards(guards, changes, View(session_.state.pin()));
 }
 
 // Finds everything that can be wrong with the changes before any of them is written. Throws
-// Error(limit) or Error(invalid).
+// Error(limit) or Error(invalid). The batches of a call that needs several count in
+// `erased_by_call` what they erase.
 std::vector<WriteQueue::QueuedBatch> WriteQueue::split_into_batches(std::span<const Change> changes,
-                                                                    const WriteOptions& options) {
+                                                                    const WriteOptions& options,
+                                                                    std::uint64_t& erased_by_call) {
   const std::size_t bytes_max = session_.options.update_bytes_max;
   const auto new_batch = [&] {
     return QueuedBatch{.draft = Draft(session_.authorship(options.note)),
@@ -102,7 +115,9 @@ std::vector<WriteQueue::QueuedBatch> WriteQueue::split_into_batches(std::span<co
   batches.push_back(new_batch());
   std::size_t first = 0;
   const auto close_batch = [&](std::size_t end) {
-    batches.back().changes = changes.subspan(first, end - first);
+    QueuedBatch& batch = batches.back();
+    batch.changes = changes.subspan(first, end - first);
+    batch.erases = std::any_of(batch.changes.begin(), batch.changes.end(), is_erase);
     first = end;
   };
   for (std::size_t i = 0; i < changes.size(); ++i) {
@@ -125,6 +140,10 @@ std::vector<WriteQueue::QueuedBatch> WriteQueue::split_into_batches(std::span<co
             " update_bytes_max=" + std::to_string(bytes_max) + " (raise update_bytes_max)");
   }
   close_batch(changes.size());
+  if (batches.size() > 1) {
+    for (QueuedBatch& batch : batches)
+      batch.erased_before = batch.erases ? &erased_by_call : nullptr;
+  }
   return batches;
 }
 
@@ -192,7 +211,7 @@ void WriteQueue::write_async(std::span<const Change> changes, const WriteOptions
     AsyncWrite& write = one_write.emplace_back(AsyncWrite::copy_of(changes, options));
     write.completion = std::move(completion);
     enforce_guards(write.changes, options);
-    write.batches = split_into_batches(write.changes, write.options);
+    write.batches = split_into_batches(write.changes, write.options, write.keys_erased);
     for (QueuedBatch& batch : write.batches) batch.async_write = &write;
     enqueue_async(one_write);
   } catch (...) {
@@ -443,8 +462,9 @@ void WriteQueue::commit_as_leader(QueuedBatch& leader) {
     if (previous_group_had_followers_) std::this_thread::yield();
     followers = build_group(leader);
     previous_group_had_followers_ = !followers.empty();
-    id = followers.empty() ? appender_.append(leader.draft, leader.backoff)
+    id = followers.empty() ? appender_.append(leader.draft, leader.backoff, check_erased(leader))
                            : append_group(leader, followers);
+    if (leader.erased_before != nullptr) *leader.erased_before += leader.erased;
   } catch (const Error& error) {
     failure = std::current_exception();
     nothing_written = error.kind() != ErrorKind::uncertain;
@@ -526,20 +546,21 @@ std::exception_ptr WriteQueue::partial_failure(const std::exception_ptr& failure
 
 // Returns the batches behind the leader that go into its update. They have the same note, and a
 // deadline that is not before the leader's: a batch in a group cannot give up. Therefore a batch
-// whose caller may request a stop goes alone.
+// whose caller may request a stop goes alone. So does one that counts the keys that its call
+// erases.
 std::vector<WriteQueue::QueuedBatch*> WriteQueue::build_group(QueuedBatch& leader) {
   const MutexLock lock(mutex_);
   std::vector<QueuedBatch*> followers;
   std::size_t bytes = leader.draft.uncompressed_bytes();
   std::size_t changes = leader.draft.change_count();
-  if (leader.can_be_stopped) return followers;
+  if (leader.can_be_stopped || leader.erased_before != nullptr) return followers;
   for (QueuedBatch* batch : queue_) {
     if (batch == &leader) continue;
     if (stopping_ && batch->async_write != nullptr) break;  // fails soon, as fail_unwritten() says
     bytes += batch->draft.uncompressed_bytes();
     changes += batch->draft.change_count();
     if (bytes > session_.options.update_bytes_max || changes > element_count_max ||
-        batch->note != leader.note || batch->can_be_stopped ||
+        batch->note != leader.note || batch->can_be_stopped || batch->erased_before != nullptr ||
         batch->backoff.deadline().remaining() < leader.backoff.deadline().remaining()) {
       break;
     }
@@ -554,8 +575,18 @@ std::vector<WriteQueue::QueuedBatch*> WriteQueue::build_group(QueuedBatch& leade
   return followers;
 }
 
-// Appends the batches as one update. If the log refuses that update, releases the followers and
-// appends the leader's batch alone. The caller holds StateLock::append.
+// Returns the check of the log's guards for an update that has this batch alone; none if it erases
+// nothing.
+Appender::Check WriteQueue::check_erased(QueuedBatch& batch) {
+  if (!batch.erases) return {};
+  return [&batch](const View& view) {
+    batch.erased = count_erased_keys(batch.changes, view);
+    check_log_guards(view, batch.erased, batch.erased_before != nullptr ? *batch.erased_before : 0);
+  };
+}
+
+// Appends the batches as one update. If the log or its guards refuse that update, releases the
+// followers and appends the leader's batch alone. The caller holds StateLock::append.
 UpdateId WriteQueue::append_group(QueuedBatch& leader, std::vector<QueuedBatch*>& followers) {
   Draft together(session_.authorship(std::string(leader.note)));
   bool fits = true;  // build_group() made sure of it
@@ -565,10 +596,20 @@ UpdateId WriteQueue::append_group(QueuedBatch& leader, std::vector<QueuedBatch*>
   };
   add(leader);
   for (const QueuedBatch* follower : followers) add(*follower);
+  bool erases = leader.erases;
+  for (const QueuedBatch* follower : followers) erases = erases || follower->erases;
+  const auto check = [&](const View& view) {
+    std::uint64_t erased = count_erased_keys(leader.changes, view);
+    for (const QueuedBatch* follower : followers)
+      erased += count_erased_keys(follower->changes, view);
+    check_log_guards(view, erased);
+  };
   try {
-    if (fits) return appender_.append(together, leader.backoff);
+    if (fits) return appender_.append(together, leader.backoff, erases ? check : Appender::Check());
   } catch (const Error& error) {
-    if (error.kind() != ErrorKind::limit && error.kind() != ErrorKind::invalid) throw;
+    if (error.kind() != ErrorKind::limit && error.kind() != ErrorKind::invalid &&
+        error.kind() != ErrorKind::refused)
+      throw;
   }
   // Each batch is now appended alone. Only the batch that the log refuses then fails.
   {
@@ -579,7 +620,7 @@ UpdateId WriteQueue::append_group(QueuedBatch& leader, std::vector<QueuedBatch*>
     }
     followers.clear();
   }
-  return appender_.append(leader.draft, leader.backoff);
+  return appender_.append(leader.draft, leader.backoff, check_erased(leader));
 }
 
 }  // namespace whycache

@@ -92,12 +92,17 @@ class WriteQueue {
 
  private:
   struct AsyncWrite;
-  // The changes of one caller that go into one update. The leader reads the first five members of
-  // the batches in its group without the mutex; their callers leave these alone meanwhile. The
-  // mutex guards the others while the batch is queued.
+  // The changes of one caller that go into one update. The leader uses the members up to
+  // `can_be_stopped` of the batches in its group without the mutex; their callers leave these alone
+  // meanwhile. The mutex guards the others while the batch is queued.
   struct QueuedBatch {
     Draft draft;
     std::span<const Change> changes;
+    bool erases = false;
+    // How many keys the call has erased by updates before this one, as far as the log had guards;
+    // null if one update has all of the call.
+    std::uint64_t* erased_before = nullptr;
+    std::uint64_t erased = 0;  // by this batch, as of the last check_erased()
     std::string_view note;
     Backoff backoff;
     bool can_be_stopped = false;  // by its caller
@@ -119,6 +124,7 @@ class WriteQueue {
     std::vector<Change> changes;
     WriteOptions options;
     std::vector<QueuedBatch> batches;
+    std::uint64_t keys_erased = 0;
     std::size_t batches_finished = 0;
     std::size_t changes_written = 0;
     UpdateId last_id = 0;
@@ -156,7 +162,8 @@ class WriteQueue {
 
   void enforce_guards(std::span<const Change> changes, const WriteOptions& options) const;
   std::vector<QueuedBatch> split_into_batches(std::span<const Change> changes,
-                                              const WriteOptions& options);
+                                              const WriteOptions& options,
+                                              std::uint64_t& erased_by_call);
   void reserve_async_bytes(std::size_t bytes) WHYCACHE_EXCLUDES(mutex_);
   void enqueue_async(std::list<AsyncWrite>& one_write) WHYCACHE_EXCLUDES(mutex_);
   // Throws Error(limit) if the system cannot start a thread.
@@ -169,6 +176,7 @@ class WriteQueue {
   void commit_as_leader(QueuedBatch& leader) WHYCACHE_EXCLUDES(mutex_);
   std::vector<QueuedBatch*> build_group(QueuedBatch& leader) WHYCACHE_EXCLUDES(mutex_);
   void let_stop_end_call_of(QueuedBatch& leader) WHYCACHE_REQUIRES(mutex_);
+  static Appender::Check check_erased(QueuedBatch& batch);
   UpdateId append_group(QueuedBatch& leader, std::vector<QueuedBatch*>& followers)
       WHYCACHE_EXCLUDES(mutex_);
   void finish(NotifyingLock& lock, QueuedBatch& batch, UpdateId id,

@@ -597,6 +597,15 @@ Log::Appended FileLog::link_update(UpdateId id, const OwnedTemporaryFile& file) 
   throw system_error("cannot link update", update_path(id), errno);
 }
 
+// The directories that a rewrite creates files in and deletes files from. An append needs the last
+// two only.
+void FileLog::check_may_rewrite() {
+  for (const std::string& path : {root_, root_ + "/updates", root_ + "/tmp"}) {
+    if (::faccessat(AT_FDCWD, path.c_str(), R_OK | W_OK | X_OK, AT_EACCESS) != 0)
+      throw system_error("cannot rewrite history in directory", path, errno);
+  }
+}
+
 bool FileLog::rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) {
   const Extent previous = extent();
   if (base > previous.head) throw rewrite_beyond_head_error(base, previous.head);

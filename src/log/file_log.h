@@ -68,6 +68,7 @@ class FileLog final : public Log {
   Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override;
   void read_base(const VisitPart& visit) override;
   bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override;
+  void check_may_rewrite() override;
 
  private:
   struct Meta;

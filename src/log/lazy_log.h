@@ -51,6 +51,7 @@ class LazyLog final : public Log {
   bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override {
     return log().rewrite(base, base_chain, next_part);
   }
+  void check_may_rewrite() override { log().check_may_rewrite(); }
   std::uint64_t store_id() const noexcept override {
     const Log* const log = log_.load(std::memory_order_acquire);
     return log != nullptr ? log->store_id() : 0;

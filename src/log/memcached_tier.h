@@ -87,6 +87,7 @@ class MemcachedTier final : public Log {
                   const VisitUpdate& visit) override;
   void read_base(const VisitPart& visit) override { log_->read_base(visit); }
   bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override;
+  void check_may_rewrite() override { log_->check_may_rewrite(); }
   std::uint64_t store_id() const noexcept override { return log_->store_id(); }
   void release_idle_connections() noexcept override { log_->release_idle_connections(); }
   std::unique_ptr<Log> reopen() override;

@@ -1011,6 +1011,26 @@ Log::Appended MysqlLog::append(UpdateId id, std::string_view bytes) {
   return id <= row.base ? Appended::below_base : Appended::taken;
 }
 
+// The server checks the privileges of a statement before it looks for rows. These match none.
+void MysqlLog::check_may_rewrite() {
+  const std::string instance = quoted(options_.instance);
+  const std::string no_row = " WHERE instance = " + instance + " AND 1 = 0";
+  const std::string statements[] = {
+      "UPDATE whycache_logs SET base = base, base_chain = base_chain, token = token, part_count = "
+      "part_count" +
+          no_row + " AND EXISTS (SELECT 1 FROM whycache_updates WHERE instance = " + instance +
+          " AND id = 0) AND EXISTS (SELECT 1 FROM whycache_parts WHERE instance = " + instance +
+          " AND base = 0)",
+      "INSERT INTO whycache_parts (instance, base, token, number, bytes) SELECT instance, base, "
+      "token, 0, '' FROM whycache_logs" +
+          no_row,
+      "DELETE FROM whycache_updates" + no_row, "DELETE FROM whycache_parts" + no_row};
+  with_connection(IfLost::retry, "cannot rewrite history", [&](MysqlConnection& connection) {
+    for (const std::string& statement : statements) connection.run(statement);
+    return true;
+  });
+}
+
 bool MysqlLog::rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) {
   return rewrite_in_database(*this, base, base_chain, next_part);
 }

@@ -92,6 +92,7 @@ class MysqlLog final : public Log {
                   const VisitUpdate& visit) override;
   void read_base(const VisitPart& visit) override;
   bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override;
+  void check_may_rewrite() override;
   std::uint64_t store_id() const noexcept override {
     return store_.load(std::memory_order_relaxed);
   }

@@ -22,21 +22,45 @@ constexpr std::size_t part_keys_bytes_max = decompressed_bytes_max;
 constexpr std::size_t part_overhead_bytes_max =
     common_header_bytes + 3 + last_field_bytes + 2 * varint_bytes_max + checksum_bytes;
 
-std::optional<BaseInfo> decode_fields(std::string_view bytes, UpdateId base) {
-  std::optional<BaseInfo> last;
-  FieldReader fields(bytes, part_subject);
-  while (const std::optional<Field> field = fields.next()) {
-    if (field->tag != static_cast<std::uint64_t>(BasePartTag::last)) continue;
-    const char* value = fields.fixed_size_bytes(*field, last_field_bytes);
-    last = BaseInfo{base, load_little_endian<std::uint64_t>(value),
-                    load_little_endian<std::uint64_t>(value + 8),
-                    Digest{load_little_endian<std::uint64_t>(value + 16),
-                           load_little_endian<std::uint64_t>(value + 24)}};
-  }
-  return last;
+BaseInfo decode_last(const char* bytes, UpdateId base) {
+  return BaseInfo{base, load_little_endian<std::uint64_t>(bytes),
+                  load_little_endian<std::uint64_t>(bytes + 8),
+                  Digest{load_little_endian<std::uint64_t>(bytes + 16),
+                         load_little_endian<std::uint64_t>(bytes + 24)}};
 }
 
-std::string encode_fields(const std::optional<BaseInfo>& last) {
+void decode_fields(std::string_view bytes, BasePart& part) {
+  part.last.reset();
+  part.authorship = {};
+  FieldReader fields(bytes, part_subject);
+  while (const std::optional<Field> field = fields.next()) {
+    switch (static_cast<BasePartTag>(field->tag)) {
+      case BasePartTag::last:
+        part.last = decode_last(fields.fixed_size_bytes(*field, last_field_bytes), part.base);
+        break;
+      case BasePartTag::time_us:
+        part.authorship.time_us =
+            load_little_endian<std::int64_t>(fields.fixed_size_bytes(*field, 8));
+        break;
+      case BasePartTag::writer_name:
+        part.authorship.writer_name = fields.text(*field, name_bytes_max);
+        break;
+      case BasePartTag::note: part.authorship.note = fields.text(*field, name_bytes_max); break;
+    }
+  }
+}
+
+std::string encode_authorship(const BaseAuthorship& authorship) {
+  const auto tag = [](BasePartTag of) { return static_cast<std::uint64_t>(of); };
+  std::string fields;
+  append_number_field(fields, tag(BasePartTag::time_us),
+                      static_cast<std::uint64_t>(authorship.time_us));
+  append_text_field(fields, tag(BasePartTag::writer_name), authorship.writer_name, "writer name");
+  append_text_field(fields, tag(BasePartTag::note), authorship.note, "note");
+  return fields;
+}
+
+std::string encode_last(const std::optional<BaseInfo>& last) {
   std::string fields;
   if (last) {
     std::string bytes;
@@ -46,7 +70,7 @@ std::string encode_fields(const std::optional<BaseInfo>& last) {
     append_little_endian(bytes, last->digest.high);
     append_field(fields, static_cast<std::uint64_t>(BasePartTag::last), bytes);
   }
-  return with_size_prefix(fields);
+  return fields;
 }
 
 // Decodes the items. Writes their keys one after another to `keys`, which has room for `key_bytes`.
@@ -92,7 +116,7 @@ void decode(std::string_view bytes, BasePart& part) {
 
   part.base = header.id;
   part.number = header.chain_or_number;
-  part.last = decode_fields(reader.take_sized_bytes(), part.base);
+  decode_fields(reader.take_sized_bytes(), part);
   const std::uint64_t item_count = reader.take_varint();
   const std::uint64_t key_bytes = reader.take_varint();
   std::string_view items = reader.take_rest();
@@ -135,6 +159,9 @@ void decode_base_part(std::string_view bytes, BasePart& part) {
   }
 }
 
+BasePartEncoder::BasePartEncoder(UpdateId base, const BaseAuthorship& authorship)
+    : base_(base), authorship_fields_(encode_authorship(authorship)) {}
+
 bool BasePartEncoder::add(const Item& item, std::size_t bytes_max) {
   if (item.key.empty() || item.key.size() > key_bytes_max || item.value.size() > value_bytes_max) {
     throw Error(ErrorKind::corrupt,
@@ -156,7 +183,10 @@ bool BasePartEncoder::add(const Item& item, std::size_t bytes_max) {
   const std::size_t shared = item.key.size() - tail.size();
   const std::size_t item_bytes = varint_bytes(shared) + varint_bytes(tail.size()) + tail.size() +
                                  varint_bytes(item.value.size()) + item.value.size();
-  const bool fits = part_overhead_bytes_max + items_.size() + item_bytes <= bytes_max &&
+  // With the authorship, the size of the fields takes another byte.
+  const std::size_t overhead_bytes =
+      part_overhead_bytes_max + (authorship_fields_.empty() ? 0 : authorship_fields_.size() + 1);
+  const bool fits = overhead_bytes + items_.size() + item_bytes <= bytes_max &&
                     item_count_ < element_count_max &&
                     key_bytes_ + item.key.size() <= part_keys_bytes_max;
   if (!fits && !empty()) return false;
@@ -181,7 +211,7 @@ std::string_view BasePartEncoder::finish(const std::optional<BaseInfo>& last) {
   encoded_part_ += '\0';
   append_little_endian(encoded_part_, base_);
   append_little_endian(encoded_part_, number_);
-  encoded_part_ += encode_fields(last);
+  encoded_part_ += with_size_prefix(encode_last(last) + authorship_fields_);
   append_varint(encoded_part_, item_count_);
   append_varint(encoded_part_, key_bytes_);
   if (append_compressed(encoded_part_, items_)) {
@@ -191,6 +221,7 @@ std::string_view BasePartEncoder::finish(const std::optional<BaseInfo>& last) {
   }
   append_little_endian(encoded_part_, hash64(encoded_part_));
 
+  authorship_fields_.clear();
   ++number_;
   item_count_ = key_bytes_ = 0;
   items_.clear();

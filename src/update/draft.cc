@@ -12,37 +12,20 @@
 namespace whycache {
 namespace {
 
-void append_tagged(std::string& fields, UpdateTag tag, std::string_view bytes) {
-  append_field(fields, static_cast<std::uint64_t>(tag), bytes);
-}
-
-void append_number(std::string& fields, UpdateTag tag, std::uint64_t number) {
-  char bytes[sizeof number];
-  store_little_endian(bytes, number);
-  if (number != 0) append_tagged(fields, tag, {bytes, sizeof bytes});
-}
-
-void append_text(std::string& fields, UpdateTag tag, std::string_view text, const char* name) {
-  if (text.size() > name_bytes_max) {
-    throw Error(ErrorKind::invalid, std::string(name) +
-                                        " too long: bytes=" + std::to_string(text.size()) +
-                                        " bytes_max=" + std::to_string(name_bytes_max));
-  }
-  if (!text.empty()) append_tagged(fields, tag, text);
-}
-
 // Leaves out fields with the value zero or empty.
 std::string encode_fields(const Authorship& authorship) {
+  const auto tag = [](UpdateTag of) { return static_cast<std::uint64_t>(of); };
   std::string fields;
-  append_number(fields, UpdateTag::time_us, static_cast<std::uint64_t>(authorship.time_us));
+  append_number_field(fields, tag(UpdateTag::time_us),
+                      static_cast<std::uint64_t>(authorship.time_us));
   if (authorship.writer_id != Uuid{}) {
-    append_tagged(
-        fields, UpdateTag::writer_id,
+    append_field(
+        fields, tag(UpdateTag::writer_id),
         {reinterpret_cast<const char*>(authorship.writer_id.data()), authorship.writer_id.size()});
   }
-  append_number(fields, UpdateTag::writer_sequence, authorship.writer_sequence);
-  append_text(fields, UpdateTag::writer_name, authorship.writer_name, "writer name");
-  append_text(fields, UpdateTag::note, authorship.note, "note");
+  append_number_field(fields, tag(UpdateTag::writer_sequence), authorship.writer_sequence);
+  append_text_field(fields, tag(UpdateTag::writer_name), authorship.writer_name, "writer name");
+  append_text_field(fields, tag(UpdateTag::note), authorship.note, "note");
 
   return with_size_prefix(fields);
 }

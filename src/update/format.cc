@@ -24,4 +24,14 @@ CommonHeader take_common_header(ByteReader& reader, std::uint8_t known_flags) {
   return header;
 }
 
+void append_text_field(std::string& fields, std::uint64_t tag, std::string_view text,
+                       const char* name) {
+  if (text.size() > name_bytes_max) {
+    throw Error(ErrorKind::invalid, std::string(name) +
+                                        " too long: bytes=" + std::to_string(text.size()) +
+                                        " bytes_max=" + std::to_string(name_bytes_max));
+  }
+  if (!text.empty()) append_field(fields, tag, text);
+}
+
 }  // namespace whycache

@@ -42,7 +42,8 @@ enum class UpdateTag : std::uint64_t {
   writer_name = 4,
   note = 5
 };
-enum class BasePartTag : std::uint64_t { last = 1 };
+// All but `last` are in the first part only. A test vector has tag 2 as one to be skipped.
+enum class BasePartTag : std::uint64_t { last = 1, time_us = 3, writer_name = 4, note = 5 };
 inline constexpr std::size_t name_bytes_max = 255;  // of writer_name and note
 
 // The most changes in an update, and items in a part. It bounds the memory that decoding a small
@@ -109,6 +110,17 @@ inline void append_field(std::string& fields, std::uint64_t tag, std::string_vie
   append_varint(fields, bytes.size());
   fields += bytes;
 }
+
+// Appends a field with a number of 64 bits, unless it is 0.
+inline void append_number_field(std::string& fields, std::uint64_t tag, std::uint64_t number) {
+  char bytes[sizeof number];
+  store_little_endian(bytes, number);
+  if (number != 0) append_field(fields, tag, {bytes, sizeof bytes});
+}
+
+// Appends a field with a text, unless it is empty. Throws Error(invalid) if it is too long.
+void append_text_field(std::string& fields, std::uint64_t tag, std::string_view text,
+                       const char* name);
 
 inline std::string with_size_prefix(std::string_view bytes) {
   std::string sized;

@@ -96,6 +96,14 @@ void decode_update(std::string_view bytes, Update& update) {
   }
 }
 
+Authorship decode_authorship(std::string_view bytes) {
+  ByteReader reader(bytes, update_subject);
+  take_common_header(reader, known_update_flags);
+  Authorship authorship;
+  decode_fields(reader.take_sized_bytes(), authorship);
+  return authorship;
+}
+
 std::uint64_t verify_chain(std::string_view bytes, UpdateId id, std::uint64_t previous_chain) {
   ByteReader reader(bytes, update_subject);
   const CommonHeader header = take_common_header(reader, known_update_flags);

@@ -857,6 +857,32 @@ TEST(FileLogDisk, group_that_may_write_still_shares_the_lock) {
   if (!ran_as_root) GTEST_SKIP() << "NOT TESTED: needs root";
 }
 
+TEST(FileLogDisk, writer_that_may_not_rewrite_learns_it_before) {
+  StoreDirectory directory;
+  fs::permissions(fs::path(directory.file("x")).parent_path(), fs::perms(0755));
+  const std::string path = directory.file("log");
+  const bool ran_as_root = run_as_root([&] {
+    FileLog log({.directory = path, .name = "log"});
+    append_up_to(log, 3);
+    log.check_may_rewrite();
+    // Given files that a group may append to, but a base that it may not replace,
+    const std::string command = "chgrp -R " + std::to_string(writing_group) + ' ' + path +
+                                " && chmod -R g+rwX " + path + " && chmod g-w " + path + "/default";
+    require(std::system(command.c_str()) == 0, command);
+    Child writer([&] {
+      become(writing_user, writing_group);
+      FileLog writable({.directory = path, .name = "log"});
+      // then its user is told, and can go on.
+      const auto error = thrown_error([&] { writable.check_may_rewrite(); });
+      require(error && error->kind() == ErrorKind::invalid && error->system_error() == EACCES,
+              "may not rewrite");
+      require(writable.append(4, "x") == Appended::yes, "append");
+    });
+    require(writer.wait() == 0, "writer");
+  });
+  if (!ran_as_root) GTEST_SKIP() << "NOT TESTED: needs root";
+}
+
 TEST(FileLogDisk, documented_commands_let_a_group_follow_and_nobody_else) {
   const std::vector<std::string> documented = fenced_blocks("logs.md", "sh file");
   ASSERT_EQ(documented.size(), 1U);

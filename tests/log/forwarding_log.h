@@ -31,6 +31,7 @@ class ForwardingLog : public Log {
   bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override {
     return target_->rewrite(base, base_chain, next_part);
   }
+  void check_may_rewrite() override { target_->check_may_rewrite(); }
 
  protected:
   Log& target() const { return *target_; }

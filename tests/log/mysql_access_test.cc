@@ -91,10 +91,13 @@ TEST_F(MysqlLogPrivileges, documented_grants_allow_exactly_each_role) {
   EXPECT_EQ(writer->append(6, "y"), Appended::taken);
   EXPECT_EQ(updates_of(*writer).size(), 4U);
   expect_forbidden([&] { rewrite(*writer, 4, {"c"}); });
+  expect_forbidden([&] { writer->check_may_rewrite(); });
 
   const auto rewriter = users.open("rewriter");
+  EXPECT_NO_THROW(rewriter->check_may_rewrite());
   EXPECT_EQ(rewriter->append(7, "x"), Appended::yes);
   EXPECT_TRUE(rewrite(*rewriter, 6, {"c", "d", "e"}));
+  EXPECT_NO_THROW(rewriter->check_may_rewrite());
   EXPECT_EQ(parts_of(*follower).size(), 3U);
   EXPECT_EQ(store.run("SELECT count(*) FROM whycache_updates"), "1");
   EXPECT_EQ(store.run("SELECT count(*) FROM whycache_parts"), "3");

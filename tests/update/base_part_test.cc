@@ -96,6 +96,40 @@ TEST(BasePart, random_items_round_trip) {
   }
 }
 
+TEST(BasePart, first_part_alone_has_authorship) {
+  const BaseAuthorship authorship{.time_us = 1'700'000'000'123'456,
+                                  .writer_name = "root@berlin:17 (whycache clear)",
+                                  .note = std::string(255, 'n')};
+  BasePartEncoder encoder(sample_base, authorship);
+  ASSERT_TRUE(encoder.add({"a", "1"}, no_bytes_max));
+  BasePart part;
+  decode_base_part(encoder.finish(std::nullopt), part);
+  EXPECT_EQ(part.authorship, authorship);
+  ASSERT_TRUE(encoder.add({"b", "2"}, no_bytes_max));
+  decode_base_part(encoder.finish(sample_info), part);
+  EXPECT_EQ(part.authorship, BaseAuthorship{});
+  EXPECT_EQ(part.last, sample_info);
+
+  expect_error(
+      ErrorKind::invalid,
+      [&] { BasePartEncoder(1, {.time_us = 0, .writer_name = {}, .note = std::string(256, 'n')}); },
+      "note too long");
+}
+
+TEST(BasePart, authorship_counts_for_size_of_first_part) {
+  constexpr std::size_t bytes_max = 1000;
+  BasePartEncoder encoder(
+      sample_base,
+      {.time_us = 1, .writer_name = std::string(255, 'w'), .note = std::string(255, 'n')});
+  std::mt19937_64 random(1);
+  for (int i = 1000;; ++i) {
+    std::string value(32, '\0');  // which no compression makes smaller
+    for (char& byte : value) byte = static_cast<char>(random());
+    if (!encoder.add({std::to_string(i), value}, bytes_max)) break;
+  }
+  EXPECT_LE(encoder.finish(sample_info).size(), bytes_max);
+}
+
 TEST(BasePart, part_of_an_empty_base_round_trips) {
   BasePartEncoder encoder(sample_base);
   BasePart part;

@@ -138,6 +138,14 @@ std::optional<BaseInfo> last_of(const json& vector) {
                              .high = number_from_hex(digest.substr(0, 16))}};
 }
 
+BaseAuthorship base_authorship_of(const json& vector) {
+  if (!vector.contains("authorship")) return {};
+  const json& authorship = vector["authorship"];
+  return {.time_us = authorship["time_us"],
+          .writer_name = authorship["writer_name"],
+          .note = authorship["note"]};
+}
+
 TEST(BasePartVectors, decoded_parts_match_the_vectors) {
   const json vectors = load_vectors("base_part.json");
   EXPECT_GE(vectors["parts"].size(), 6U);
@@ -149,6 +157,7 @@ TEST(BasePartVectors, decoded_parts_match_the_vectors) {
     EXPECT_EQ(part.base, vector["base"]);
     EXPECT_EQ(part.number, vector["number"]);
     EXPECT_EQ(part.last, last_of(vector));
+    EXPECT_EQ(part.authorship, base_authorship_of(vector));
     const auto items = items_of(vector);
     ASSERT_EQ(part.items.size(), items.size());
     for (std::size_t i = 0; i < items.size(); ++i)
@@ -162,7 +171,7 @@ TEST(BasePartVectors, encoded_parts_match_the_vectors) {
   for (const json& vector : vectors["parts"]) {
     if (!vector["encode"]) continue;
     SCOPED_TRACE(vector["name"]);
-    BasePartEncoder encoder(vector["base"]);
+    BasePartEncoder encoder(vector["base"], base_authorship_of(vector));
     for (std::uint64_t number = 0; number < vector["number"]; ++number)
       encoder.finish(std::nullopt);
     for (const auto& [key, value] : items_of(vector))
