@@ -25,14 +25,18 @@ struct Command {
   CommandAction (*prepare)(CLI::App& parser);
 };
 
+extern const Command add_command;
+extern const Command apply_command;
 extern const Command check_command;
 extern const Command clear_command;
 extern const Command completion_command;
 extern const Command count_command;
 extern const Command del_command;
+extern const Command diff_command;
 extern const Command doctor_command;
 extern const Command follow_command;
 extern const Command get_command;
+extern const Command guard_command;
 extern const Command import_command;
 extern const Command import_original_command;
 extern const Command init_command;

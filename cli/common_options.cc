@@ -37,6 +37,7 @@ constexpr std::array common_options = {
     CommonOption{"any-file-system", CommonOption::Kind::flag},
     CommonOption{"update-bytes-max", CommonOption::Kind::number},
     CommonOption{"json", CommonOption::Kind::flag},
+    CommonOption{"writer", CommonOption::Kind::text},
     CommonOption{"quiet", CommonOption::Kind::flag, true, "-q"},
     CommonOption{"profile", CommonOption::Kind::text, false},
     CommonOption{"config", CommonOption::Kind::text, false},

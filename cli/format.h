@@ -20,6 +20,11 @@ std::string format_time(std::int64_t wall_time_us);
 // "0x" and 16 hexadecimal digits
 std::string format_hash(std::uint64_t hash);
 
+// Parses a time in microseconds since 1970: "2026-01-31T23:59:59.5Z", "2026-01-31 23:59",
+// "2026-01-31" (all UTC), an offset like +01:00 in place of Z, or a duration before `now_us`.
+// Returns nullopt for any other text.
+std::optional<std::int64_t> parse_time(std::string_view text, std::int64_t now_us);
+
 // Parses "250ms", "5s", "1.5m", "2h", "10us" or "100ns"; a number without a unit is seconds.
 // Returns nullopt for any other text and for a negative number.
 std::optional<std::chrono::nanoseconds> parse_duration(std::string_view text);

@@ -5,7 +5,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <cstdlib>
 #include <system_error>
 
 #include "cli/exit_code.h"
@@ -38,8 +40,11 @@ Input::Input(const std::string& name) {
   struct stat status;
   if (::fstat(descriptor_, &status) == 0 && S_ISREG(status.st_mode)) {
     const off_t at = ::lseek(descriptor_, 0, SEEK_CUR);
-    if (at >= 0 && at < status.st_size)
-      bytes_total_ = static_cast<std::uint64_t>(status.st_size - at);
+    if (at >= 0) {
+      is_seekable_ = true;
+      position_ = static_cast<std::uint64_t>(at);
+      if (at < status.st_size) bytes_total_ = static_cast<std::uint64_t>(status.st_size - at);
+    }
   }
 }
 
@@ -60,6 +65,7 @@ bool Input::fill_buffer() {
   const int error = errno;
   buffer_.resize(size + static_cast<std::size_t>(read_bytes > 0 ? read_bytes : 0));
   if (read_bytes < 0) refuse_input("cannot read input", name_, error);
+  position_ += static_cast<std::uint64_t>(read_bytes);
   at_end_ = read_bytes == 0;
   return !at_end_;
 }
@@ -88,6 +94,80 @@ bool Input::read_record(char separator, std::size_t bytes_max, std::string_view&
     searched = unread.size();
     fill_buffer();
   }
+}
+
+std::string_view Input::peek(std::size_t bytes_max) {
+  while (buffer_.size() - begin_ < bytes_max && fill_buffer()) {
+  }
+  return std::string_view(buffer_).substr(begin_, bytes_max);
+}
+
+void Input::hold() {
+  if (is_seekable_) return;
+  const char* const directory = std::getenv("TMPDIR");
+  const std::string path = directory != nullptr && *directory != '\0' ? directory : "/tmp";
+  const auto refuse = [&](int error) {
+    const bool is_full = error == ENOSPC || error == EDQUOT || error == EFBIG;
+    throw Failure(is_full ? ExitCode::limit : ExitCode::usage,
+                  fmt::format("cannot hold the input in a temporary file, to read it twice: "
+                              "directory={} reason=\"{}\"",
+                              path, std::system_category().message(error)),
+                  "name another directory in TMPDIR, or give the input as a file");
+  };
+  std::string name = path + "/whycache-input-XXXXXX";
+  const int file = ::mkostemp(name.data(), O_CLOEXEC);
+  if (file < 0) refuse(errno);
+  ::unlink(name.c_str());
+  try {
+    std::uint64_t size = 0;
+    do {
+      for (std::string_view rest = std::string_view(buffer_).substr(begin_); !rest.empty();) {
+        const ssize_t written = ::write(file, rest.data(), rest.size());
+        if (written < 0 && errno == EINTR) continue;
+        if (written < 0) refuse(errno);
+        rest.remove_prefix(static_cast<std::size_t>(written));
+        size += static_cast<std::uint64_t>(written);
+      }
+      begin_ = buffer_.size();
+    } while (fill_buffer());
+    bytes_total_ = bytes_read_ + size;
+  } catch (...) {
+    ::close(file);
+    throw;
+  }
+  if (descriptor_ > STDIN_FILENO) ::close(descriptor_);
+  descriptor_ = file;
+  is_seekable_ = true;
+  const std::uint64_t bytes_read = bytes_read_;
+  seek(0);
+  bytes_read_ = bytes_read;
+}
+
+void Input::seek(std::uint64_t position) {
+  if (::lseek(descriptor_, static_cast<off_t>(position), SEEK_SET) < 0)
+    refuse_input("cannot read input", name_, errno);
+  bytes_read_ += position - this->position();  // modulo 2^64, if it goes back
+  buffer_.clear();
+  begin_ = 0;
+  at_end_ = false;
+  position_ = position;
+}
+
+bool Input::contains(std::string_view bytes) {
+  const std::uint64_t start = position();
+  const std::uint64_t bytes_read = bytes_read_;
+  std::string window;
+  bool found = false;
+  do {
+    window += std::string_view(buffer_).substr(begin_);
+    begin_ = buffer_.size();
+    found = window.find(bytes) != std::string::npos;
+    // The bytes may begin in one piece and end in the next.
+    window.erase(0, window.size() - std::min(window.size(), bytes.size() - 1));
+  } while (!found && fill_buffer());
+  seek(start);
+  bytes_read_ = bytes_read;
+  return found;
 }
 
 std::string Input::read_rest(std::size_t bytes_max) {

@@ -1,4 +1,4 @@
-// The formats of items that `scan` and `mget` print and `import` reads:
+// The formats of items that `scan` and `mget` print, and `import` reads (change_reader.h):
 //
 //   text   key, tab, value, line feed; both escaped (escape.h)
 //   json   {"key":"...","value":"..."}; key_base64 and value_base64 for bytes that are not UTF-8
@@ -8,15 +8,10 @@
 // format null, and on request, as its bytes.
 #pragma once
 
-#include <cstdint>
-#include <memory>
-#include <optional>
-#include <string>
 #include <string_view>
 
 #include <whycache/types.h>
 
-#include "cli/input.h"
 #include "cli/output.h"
 #include "cli/value_json.h"
 
@@ -39,33 +34,6 @@ class ItemPrinter {
   Output& output_;
   OutputFormat format_;
   ValueForm value_form_;
-};
-
-class ItemReader {
- public:
-  enum class InputFormat { detect, json, text, raw_text, null };
-  // Parses "auto", "jsonl", "tsv", "raw-tsv" or "null". Returns nullopt for any other name.
-  static std::optional<InputFormat> parse_format(std::string_view name);
-
-  ItemReader(Input& input, InputFormat form) : input_(input), format_(form) {}
-
-  // Reads the next item, which is valid until the next call. Returns false at the end. Throws
-  // Failure, which names the line, if the input is malformed.
-  bool next(Item& item);
-  // Returns the line of the last item, counted from 1; in the null format, its number.
-  std::uint64_t line_number() const { return line_number_; }
-
- private:
-  Item parse_json(std::string_view line);
-  std::string parse_typed_value(std::string_view line);
-  Item parse_text(std::string_view line);
-  [[noreturn]] void refuse(const std::string& reason) const;
-
-  Input& input_;
-  InputFormat format_;
-  std::uint64_t line_number_ = 0;
-  std::string key_;
-  std::string value_;
 };
 
 }  // namespace whycache::cli

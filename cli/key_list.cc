@@ -37,14 +37,34 @@ void KeyList::visit_batches(std::size_t batch_keys, const VisitBatch& visit) {
   }
 }
 
+std::vector<std::string> KeyList::read_all() {
+  if (!reads_input_) return arguments_;
+  std::vector<std::string> keys;
+  visit_keys_of_input([&](std::string&& key) { keys.push_back(std::move(key)); }, [] {},
+                      "nothing was done");
+  return keys;
+}
+
 void KeyList::visit_input(std::size_t batch_keys, const VisitBatch& visit) {
-  Input input("-");
   std::vector<std::string> batch;
   const auto visit_batch = [&] {
     const std::vector<std::string_view> keys(batch.begin(), batch.end());
     if (!keys.empty()) visit(keys);
     batch.clear();
   };
+  visit_keys_of_input(
+      [&](std::string&& key) {
+        batch.push_back(std::move(key));
+        if (batch.size() == batch_keys) visit_batch();
+      },
+      visit_batch, "the lines before it are done");
+  visit_batch();
+}
+
+void KeyList::visit_keys_of_input(const VisitKey& visit,
+                                  const std::function<void()>& before_failure,
+                                  const char* state_of_lines_before) const {
+  Input input("-");
   std::uint64_t line = 0;
   for (std::string_view record;
        input.read_record(options_.null_separated ? '\0' : '\n', key_line_bytes_max, record);) {
@@ -56,20 +76,17 @@ void KeyList::visit_input(std::size_t batch_keys, const VisitBatch& visit) {
       key = unescape(record);
     }
     if (!key || key->empty() || key->size() > key_bytes_max) {
-      visit_batch();
+      before_failure();
       throw Failure(
           ExitCode::usage,
           fmt::format("not a key: path={} line={} reason=\"{}\"", input.name(), line,
                       !key           ? "invalid backslash escape"
                       : key->empty() ? "it is empty"
                                      : fmt::format("longer than {} bytes", key_bytes_max)),
-          key ? "correct the line; the lines before it are done"
-              : "correct the line or use --raw; the lines before it are done");
+          fmt::format("correct the line{}; {}", key ? "" : " or use --raw", state_of_lines_before));
     }
-    batch.push_back(std::move(*key));
-    if (batch.size() == batch_keys) visit_batch();
+    visit(std::move(*key));
   }
-  visit_batch();
 }
 
 }  // namespace whycache::cli

@@ -31,7 +31,14 @@ class KeyList {
   // key; the keys before it have been visited.
   void visit_batches(std::size_t batch_keys, const VisitBatch& visit);
 
+  // Returns all keys. Throws Failure if a line is not a key.
+  std::vector<std::string> read_all();
+
  private:
+  using VisitKey = std::function<void(std::string&& key)>;
+
+  void visit_keys_of_input(const VisitKey& visit, const std::function<void()>& before_failure,
+                           const char* state_of_lines_before) const;
   void visit_input(std::size_t batch_keys, const VisitBatch& visit);
 
   KeyListOptions options_;

@@ -13,6 +13,7 @@
 
 #include "cli/command_tree.h"
 #include "cli/common_options.h"
+#include "cli/spellings.h"
 
 namespace whycache::cli {
 namespace {
@@ -53,9 +54,12 @@ ExitCode run_command(const Command& command, std::vector<std::string> arguments)
   } catch (const CLI::CallForHelp&) {
     output.write(parser.help());
   } catch (const CLI::ParseError& error) {
+    const std::string usage = similar_usage(command.name, arguments);
     throw Failure(ExitCode::usage, error.what(),
-                  std::string("`whycache ") + command.name +
-                      " --help`; put -- before keys and values that begin with a dash");
+                  !usage.empty()
+                      ? usage
+                      : std::string("`whycache ") + command.name +
+                            " --help`; put -- before keys and values that begin with a dash");
   }
   output.close();
   return code;

@@ -1,8 +1,12 @@
 #include "cli/options.h"
 #include "cli/format.h"
 
+#include <fmt/format.h>
 #include <CLI/CLI.hpp>
+
 #include <algorithm>
+
+#include "cli/exit_code.h"
 
 namespace whycache::cli {
 
@@ -31,6 +35,31 @@ void add_quiet_option(CLI::App& parser, bool& quiet) {
 void add_note_option(CLI::App& parser, std::string& note) {
   parser.add_option("--note", note, "a remark stored with the update, at most 255 bytes")
       ->type_name("TEXT");
+}
+
+void EraseOptions::require_consent(const std::string& what, std::uint64_t erased, std::uint64_t all,
+                                   std::uint64_t free_max) const {
+  const bool is_too_much = erase_max && erased > *erase_max;
+  if (!is_too_much && (yes || erase_max || erased <= free_max)) return;
+  const double percent =
+      100.0 * static_cast<double>(erased) / static_cast<double>(std::max({all, erased, 1UL}));
+  throw Failure(
+      ExitCode::refused,
+      fmt::format("{}: {} of {} keys ({:.3g}%) would be erased on every machine{}", what,
+                  format_with_commas(erased), format_with_commas(all), percent,
+                  is_too_much ? fmt::format(", more than --erase-max {}", *erase_max) : ""),
+      is_too_much ? "raise --erase-max if it is meant"
+                  : fmt::format("add --yes to proceed, or --erase-max {} to proceed if it is not "
+                                "more by then",
+                                erased));
+}
+
+void add_erase_options(CLI::App& parser, EraseOptions& options) {
+  add_yes_option(parser, options.yes, "erase however many keys; without it, print how many");
+  parser
+      .add_option("--erase-max", options.erase_max,
+                  "erase up to N keys, and refuse to change anything if there are more")
+      ->type_name("N");
 }
 
 CLI::Option* add_duration_option(CLI::App& parser, const char* name,

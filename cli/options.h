@@ -31,6 +31,20 @@ void add_quiet_option(CLI::App& parser, bool& quiet);
 // --note
 void add_note_option(CLI::App& parser, std::string& note);
 
+// Whether a command may erase many keys: --yes, --erase-max.
+struct EraseOptions {
+  bool yes = false;
+  std::optional<std::uint64_t> erase_max;
+
+  // Throws Failure refused if more than `free_max` keys would be erased and neither option allows
+  // it, or more than --erase-max. `what` begins the message.
+  void require_consent(const std::string& what, std::uint64_t erased, std::uint64_t all,
+                       std::uint64_t free_max) const;
+};
+void add_erase_options(CLI::App& parser, EraseOptions& options);
+// How many keys `del` and `apply` erase without being told --yes.
+inline constexpr std::uint64_t erased_keys_free_max = 1000;
+
 // Adds a duration: "250ms", "5s", "2m", "1h"; a number without a unit is seconds.
 CLI::Option* add_duration_option(CLI::App& parser, const char* name,
                                  std::optional<std::chrono::nanoseconds>& duration,

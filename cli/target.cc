@@ -12,6 +12,7 @@
 #include <string_view>
 
 #include "base/call_limit.h"
+#include "base/process_name.h"
 #include "base/url.h"
 #include "cli/exit_code.h"
 #include "cli/output.h"
@@ -99,6 +100,8 @@ Options Target::options() const {
   if (state_mode) options.state_mode = parse_mode(*state_mode);
   options.any_file_system = any_file_system;
   options.update_bytes_max = update_bytes_max;
+  options.split_updates = split_updates;
+  options.writer_name = writer.empty() ? describe_this_process(command) : writer;
   options.deadline = deadline();
   options.create_log = creates_log;
   options.accept_replaced_log = accept_replaced_log;
@@ -106,6 +109,7 @@ Options Target::options() const {
 }
 
 void add_target_options(CLI::App& parser, Target& target) {
+  target.command = parser.get_name();
   parser
       .add_option("--log", target.log,
                   "its log: sqlite:///file.db, file:///directory, mysql://user@host/database "
@@ -150,6 +154,14 @@ void add_accept_replaced_log_option(CLI::App& parser, Target& target) {
       .add_flag("--accept-replaced-log", target.accept_replaced_log,
                 "accept an empty log in place of the one applied so far; this empties the state")
       ->group(target_group);
+}
+
+void add_writer_options(CLI::App& parser, Target& target, std::string& note) {
+  add_note_option(parser, note);
+  parser
+      .add_option("--writer", target.writer,
+                  "the writer to record: user@host:pid (command) by default (WHYCACHE_WRITER)")
+      ->type_name("NAME");
 }
 
 void add_update_bytes_max_option(CLI::App& parser, Target& target) {

@@ -36,6 +36,9 @@ struct Target {
   // Whether opening a cache creates a log that is missing: of commands that write what they need.
   bool creates_log = false;
   bool accept_replaced_log = false;  // --accept-replaced-log
+  bool split_updates = true;
+  std::string command;  // "whycache set", for the name of the writer
+  std::string writer;   // --writer, WHYCACHE_WRITER
 
   std::chrono::milliseconds deadline() const;
   // Returns the options for the library.
@@ -46,6 +49,8 @@ struct Target {
 void add_target_options(CLI::App& parser, Target& target);
 // --accept-replaced-log
 void add_accept_replaced_log_option(CLI::App& parser, Target& target);
+// --writer and --note, for commands that write
+void add_writer_options(CLI::App& parser, Target& target, std::string& note);
 // --update-bytes-max, for commands that write
 void add_update_bytes_max_option(CLI::App& parser, Target& target);
 

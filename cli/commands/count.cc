@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/command.h"
+#include "cli/spellings.h"
 #include "cli/target.h"
 
 namespace whycache::cli {
@@ -36,6 +37,7 @@ ExitCode count(const CountArguments& arguments, Output& output) {
   } else {
     output.write_line(std::to_string(key_count));
   }
+  if (key_count == 0) explain_pattern(arguments.range.prefix);
   return ExitCode::done;
 }
 

@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <memory>
 
+#include "cli/spellings.h"
 #include "cli/target.h"
 
 namespace whycache::cli {
@@ -33,7 +34,9 @@ CommandAction prepare_range_command(CLI::App& parser, const char* null_help, Pri
         output, ItemPrinter::select_format(arguments->json, arguments->null_separated),
         arguments->value_form);
     const StateSource source = StateSource::open(arguments->target, arguments->freshness);
-    print(source.view(), arguments->range, printer);
+    const View view = source.view();
+    print(view, arguments->range, printer);
+    if (!view.first(arguments->range.key_range())) explain_pattern(arguments->range.prefix);
     return ExitCode::done;
   };
 }

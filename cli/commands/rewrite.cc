@@ -18,13 +18,14 @@ struct RewriteArguments {
   Target target;
   UpdateId limit = 0;
   std::optional<std::uint64_t> keep_last;
-  std::vector<std::string> keep_prefixes;
-  bool yes = false;
+  std::vector<std::string> kept_prefixes;
+  EraseOptions erase;
+  std::string note;
   bool json = false;
 
   bool keeps(std::string_view key) const {
-    return keep_prefixes.empty() ||
-           std::ranges::any_of(keep_prefixes,
+    return kept_prefixes.empty() ||
+           std::ranges::any_of(kept_prefixes,
                                [&](const std::string& prefix) { return key.starts_with(prefix); });
   }
 };
@@ -39,19 +40,23 @@ UpdateId resolve_limit(const RewriteArguments& arguments, const Extent& extent) 
   return arguments.limit == 0 ? extent.head : arguments.limit;
 }
 
-// Describes what the rewrite will delete.
-std::string describe_losses(const RewriteArguments& arguments, const Cache& cache,
-                            const Extent& extent, UpdateId limit) {
-  std::string text = fmt::format(
+// Describes what the rewrite will delete, besides keys.
+std::string describe_losses(const Extent& extent, UpdateId limit) {
+  return fmt::format(
       "updates {}..{} will be replaced by the items as of {}: times, writers and earlier values "
       "will be lost; a machine that has not applied {} will rebuild its state",
       extent.base + 1, limit, limit, limit);
-  if (arguments.keep_prefixes.empty()) return text;
-  std::uint64_t erased_count = 0;
+}
+
+// Throws Failure unless the user agreed to erase the keys without a kept prefix.
+void require_consent_to_erase(const RewriteArguments& arguments, Cache& cache,
+                              const std::string& losses) {
+  cache.update();
   const View view = cache.view();
-  for (const std::string_view key : view.keys()) erased_count += arguments.keeps(key) ? 0 : 1;
-  return text + fmt::format("; and {} of {} keys will be erased everywhere",
-                            format_with_commas(erased_count), format_with_commas(view.size()));
+  std::uint64_t erased = 0;
+  for (const std::string_view key : view.keys())
+    erased += arguments.keeps(key) || key == log_guards_key ? 0 : 1;
+  arguments.erase.require_consent(losses, erased, view.size(), 0);
 }
 
 ExitCode rewrite(const RewriteArguments& arguments, Output& output) {
@@ -71,15 +76,17 @@ ExitCode rewrite(const RewriteArguments& arguments, Output& output) {
         "omit it to rewrite everything");
   }
   if (limit < extent.base) throw conflict(extent.base);
-  const bool loses_something = limit > extent.base || !arguments.keep_prefixes.empty();
-  if (loses_something && !arguments.yes)
-    throw Failure(ExitCode::refused, describe_losses(arguments, *cache, extent, limit),
-                  "add --yes to proceed");
+  const bool loses_something = limit > extent.base || !arguments.kept_prefixes.empty();
+  if (!arguments.kept_prefixes.empty())
+    require_consent_to_erase(arguments, *cache, describe_losses(extent, limit));
+  if (loses_something && !arguments.erase.yes)
+    throw Failure(ExitCode::refused, describe_losses(extent, limit), "add --yes to proceed");
   RewriteOptions options;
-  // --keep-prefix appends erasing updates at the head, which a limit computed before would not
+  options.note = arguments.note;
+  // --erase-all-but appends erasing updates at the head, which a limit computed before would not
   // include. Without --yes, updates appended meanwhile must stay.
   options.limit = arguments.limit == 0 && !arguments.keep_last && loses_something ? 0 : limit;
-  if (!arguments.keep_prefixes.empty()) {
+  if (!arguments.kept_prefixes.empty()) {
     options.keep = [&](std::string_view key, std::string_view) { return arguments.keeps(key); };
   }
   const UpdateId base = limit == 0 && !loses_something ? 0 : cache->rewrite_history(options);
@@ -98,11 +105,21 @@ CommandAction prepare_rewrite(CLI::App& parser) {
       ->type_name("ID");
   parser.add_option("--keep-last", arguments->keep_last, "keep the last N updates")->type_name("N");
   parser
-      .add_option("--keep-prefix", arguments->keep_prefixes,
+      .add_option("--erase-all-but", arguments->kept_prefixes,
                   "erase all keys that do not begin with PREFIX; may be repeated")
       ->type_name("PREFIX")
       ->allow_extra_args(false);
-  add_yes_option(parser, arguments->yes, "proceed; without it, only print what would be lost");
+  parser
+      .add_option_function<std::string>(
+          "--keep-prefix",
+          [](const std::string& prefix) {
+            throw Failure(ExitCode::usage, "--keep-prefix has another name",
+                          "it is --erase-all-but " + prefix +
+                              ", since it erases all keys that do not begin with that");
+          })
+      ->group("");
+  add_erase_options(parser, arguments->erase);
+  add_writer_options(parser, arguments->target, arguments->note);
   add_json_option(parser, arguments->json);
   add_target_options(parser, arguments->target);
   return [arguments](Output& output) { return rewrite(*arguments, output); };
@@ -114,19 +131,20 @@ const Command rewrite_command{
     "rewrite", "replace old updates by the items as of a later one",
     R"(Rewrites history: replaces the updates up to a limit by the items as of that limit. The log
 then is about as large as its items. Prints the base, which is the id up to which history is now
-rewritten. Without --keep-prefix no item changes, and all machines continue. The rewrite can be
+rewritten. Without --erase-all-but no item changes, and all machines continue. The rewrite can be
 interrupted at any point and repeated, and several may run at once.
 
-History is lost: times, writers, notes, earlier values. Therefore the command requires --yes.)",
+History is lost: times, writers, notes, earlier values. Therefore the command requires --yes. Who
+rewrote it, and when, stays in the log: `whycache log` prints that.)",
     R"(Examples:
   whycache rewrite                                   prints what would be lost, exit code 8
   whycache rewrite --yes
   whycache rewrite --keep-last 1000 --yes
-  whycache rewrite --keep-prefix user. --keep-prefix flag. --yes    erases all other keys
+  whycache rewrite --erase-all-but user. --erase-all-but flag. --yes    erases all other keys
 
 Exit codes: 0 done, 2 the limit is beyond the head, 3 the log did not answer,
   5 log or state are damaged, 6 history is already rewritten beyond --limit, 7 permission,
-  8 --yes is missing, 9 the disk is full)",
+  8 --yes is missing, or a guard of the log forbids it, 9 the disk is full)",
     prepare_rewrite};
 
 }  // namespace whycache::cli

@@ -9,6 +9,10 @@ class CommandLineTest(CliTest):
     COMMANDS = [
         "get",
         "set",
+        "add",
+        "apply",
+        "diff",
+        "guard",
         "del",
         "mget",
         "import",

@@ -59,6 +59,132 @@ class ImportTest(CliTest):
         self.assertEqual(self.machine.ok("get", "a\tb").out, b"line\nline")
         self.assertEqual(self.machine.ok("get", "c").out, b"")
 
+    def test_json_documents(self):
+        for name, content, expected in (
+            (
+                "object",
+                '{\n  "a": "1", "b": 1.50,\n "c":true,"q":"x,}]\\"" }',
+                b'a\t1\nb\t1.50\nc\ttrue\nq\tx,}]"\n',
+            ),
+            ("line", '{"a":"1","b":"2"}', b"a\t1\nb\t2\n"),
+            ("array", '[\n {"key":"a","value":"1"},\n ["b","2"] ]\n', b"a\t1\nb\t2\n"),
+            ("pairs", '[["a","1"]]', b"a\t1\n"),
+            ("empty", "[]", b""),
+            ("bom", '\ufeff{"a":"1"}\r\n', b"a\t1\n"),
+        ):
+            machine = self.another_machine(name, f"sqlite://{self.directory}/{name}.db")
+            machine.ok("import", self.file(name, content))
+            self.assertEqual(machine.ok("scan").out, expected, name)
+        for bad, why in (
+            ('{"a":"1"', "cut short"),
+            ('{"a":null}', "not a string"),
+            ('{"a":{}}', "not a string"),
+            ('{"a" "1"}', "a name is not a string"),
+            ('{"a":"1"} x', "after the end"),
+            ('[["a","1"] ["b","2"]]', "not JSON"),
+            ('[["a"]]', "pair"),
+            ("[1]", "object"),
+            ('{"a":01}', "JSON"),
+        ):
+            self.machine.fails(
+                "usage",
+                "import",
+                "--format",
+                "json",
+                "-",
+                stdin=bad.encode(),
+                expect=["item=", why],
+            )
+
+    def test_csv(self):
+        rows = (
+            b'\xef\xbb\xbfid,Key,value\r\n1,a,"x ""y"", z"\r\n'
+            b'2,b,"two\r\nlines"\r\n\r\n3,c,\r\n'
+        )
+        self.machine.ok("import", self.file("rows", rows))
+        self.assertEqual(
+            self.machine.ok("scan", "--null").out, b'a\0x "y", z\0b\0two\r\nlines\0c\0\0'
+        )
+        named = b"name;x,flag,state\n1,d,on"
+        self.machine.ok(
+            "import", "--key-column", "flag", "--value-column", "state", "-", stdin=named
+        )
+        self.assertEqual(self.machine.ok("get", "d").out, b"on")
+        for bad, line, why in (
+            (b"a,b\n", 1, "no column named key"),
+            (b"key,value,key\n", 1, "two columns"),
+            (b"key,value\na,1\nb\n", 3, "1 fields"),
+            (b'key,value\na,"1\n', 2, "has no end"),
+            (b'key,value\na,"1"2\n', 2, "after the quotation mark"),
+            (b'key,value\na,1"2\n', 2, "quotation mark in a field"),
+            (b"key,value\n,1\n", 2, "empty"),
+            (b"", 1, "header"),
+        ):
+            self.machine.fails(
+                "usage",
+                "import",
+                "--format",
+                "csv",
+                "-",
+                stdin=bad,
+                expect=[f"line={line}", why],
+            )
+
+    def test_lines_may_end_with_carriage_return(self):
+        self.machine.ok("import", "-", stdin=b"\xef\xbb\xbfa\t1\r\nb\t2\\r\r\n")
+        self.assertEqual(self.machine.ok("scan", "--null").out, b"a\x001\0b\x002\r\0")
+        self.machine.ok("import", "--format", "raw-tsv", "-", stdin=b"[x]\t\\r\r\n")
+        self.assertEqual(self.machine.ok("get", "[x]").out, b"\\r")
+
+    def test_erasing_import_needs_yes(self):
+        self.machine.ok("import", "-", stdin=b"a\t1\nb\t2\nc\t3\n")
+        lines = b'{"key":"d","value":"4"}\n{"key":"a","erase":true}\n{"key":"x","erase":true}\n'
+        path = self.file("erases", lines)
+        self.machine.fails(
+            "refused",
+            "import",
+            path,
+            expect=["nothing was imported", "1 of 3 keys (33.3%)", "--yes"],
+        )
+        self.assertEqual(self.machine.ok("count").text, "3")
+        self.machine.fails(
+            "refused", "import", "-", stdin=lines, expect=["lines up to 1", "1 of 4 keys"]
+        )
+        self.assertEqual(self.machine.ok("keys").lines, ["a", "b", "c", "d"])
+        self.machine.fails("refused", "import", "--erase-max", "0", path)
+        result = self.machine.ok("import", "--json", "--erase-max", "1", path).json
+        self.assertEqual((result["items"], result["erased"]), (1, 2))
+        self.assertEqual(self.machine.ok("keys").lines, ["b", "c", "d"])
+        self.machine.ok("import", "-", stdin=b'{"key":"a","erase":true}\n')
+        piped = self.machine.ok("import", "--yes", "-", stdin=b'{"key":"b","erase":true}\n')
+        self.assertIn("1 keys to erase", piped.text)
+        self.assertEqual(self.machine.ok("keys").lines, ["c", "d"])
+        self.machine.fails("usage", "import", "-", stdin=b'{"key":"a","erase":1}', expect="erase")
+        self.machine.fails(
+            "usage", "import", "-", stdin=b'{"key":"a","erase":true,"value":"b"}', expect="erase"
+        )
+        self.machine.ok("import", "-", stdin=b'{"key":"a","erase":false,"value":"b"}')
+
+    def test_mirror_erases_what_input_lacks(self):
+        self.machine.ok("import", "-", stdin=b"f.a\t1\nf.b\t2\nf.c\t3\ng\t4\n")
+        lines = b"f.a\t1\nf.b\tnew\nf.d\t5\n"
+        mirror = ("import", "--mirror", "f.", "-")
+        self.machine.fails("refused", *mirror, stdin=lines, expect=["nothing was", "1 of 4 keys"])
+        self.assertEqual(len(self.machine.ok("log").lines), 1)
+        result = self.machine.ok(*mirror, "--erase-max", "1", "--skip-equal", "--json", stdin=lines)
+        self.assertEqual(
+            result.json,
+            {"items": 3, "dry_run": False, "erased": 1, "skipped": 1}
+            | {"updates": 1, "last_update_id": 2},
+        )
+        self.assertEqual(self.machine.ok("scan").out, b"f.a\t1\nf.b\tnew\nf.d\t5\ng\t4\n")
+        again = self.machine.ok(*mirror, "--skip-equal", stdin=lines)
+        self.assertEqual(again.text, "3 items, 3 of them equal, nothing was written")
+        self.machine.fails("usage", *mirror, stdin=lines + b"g\t1\n", expect=["line=4", "prefix"])
+        self.machine.fails("usage", *mirror, "--yes", stdin=lines + b"bad\n", expect="line=4")
+        self.machine.fails("refused", *mirror, "--yes", stdin=b"", expect="empty")
+        self.assertEqual(len(self.machine.ok("log").lines), 2)
+
     def test_error_names_bad_line(self):
         good = b'{"key":"a","value":"1"}\n'
         for bad, why in (

@@ -168,7 +168,7 @@ class InspectTest(CliTest):
         before = self.machine.ok("scan").out
         reader = self.machine.start("scan")
         self.wait_until(self.holders)
-        self.machine.ok("del", "-", stdin=self.machine.ok("keys").out)
+        self.machine.ok("del", "--yes", "-", stdin=self.machine.ok("keys").out)
         self.machine.ok("set", "new", "1")
         self.assertEqual(reader.communicate(timeout=60)[0], before)
         self.assertEqual(reader.returncode, 0)

@@ -47,16 +47,38 @@ class RewriteTest(CliTest):
         self.assertEqual(self.machine.ok("rewrite", "--keep-last", "100", "--yes").text, "4")
         self.machine.fails("usage", "rewrite", "--keep-last", "1", "--limit", "5", expect="exclude")
 
-    def test_keep_prefix_erases_other_keys_on_every_machine(self):
+    def test_erase_all_but_erases_other_keys_on_every_machine(self):
         for key in ("user.a", "user.b", "flag.a", "tmp.a", "tmp.b"):
             self.machine.ok("set", key, "1")
         other = self.another_machine()
         other.ok("update")
-        self.machine.fails("refused", "rewrite", "--keep-prefix", "user.", expect="3 of 5 keys")
-        self.machine.ok("rewrite", "--keep-prefix", "user.", "--keep-prefix", "flag.", "--yes")
+        erase = ("rewrite", "--erase-all-but", "user.")
+        self.machine.fails("refused", *erase, expect="3 of 5 keys (60%)")
+        self.machine.fails(
+            "refused", *erase, "--yes", "--erase-max", "2", expect="more than --erase-max 2"
+        )
+        self.machine.fails(
+            "usage", "rewrite", "--keep-prefix", "user.", "--yes", expect="--erase-all-but user."
+        )
+        self.machine.ok(*erase, "--erase-all-but", "flag.", "--yes", "--erase-max", "2")
         other.ok("update")
         for machine in (self.machine, other, self.another_machine("new")):
             self.assertEqual(machine.ok("keys").lines, ["flag.a", "user.a", "user.b"])
+
+    def test_log_says_who_rewrote_it_and_when(self):
+        self.filled()
+        base = lambda: self.machine.ok("log", "--base", "--json").json
+        self.assertEqual(base(), {"base": 0, "time": None, "writer": None})
+        self.machine.ok("rewrite", "--yes", "--note", "ticket 4711", "--limit", "3")
+        found = base()
+        self.assertEqual((found["base"], found["note"]), (3, "ticket 4711"))
+        self.assertRegex(found["writer"], r"^\S+@\S+:\d+ \(whycache rewrite\)$")
+        self.assertRegex(found["time"], r"^20\d\d-")
+        self.assertIn("(whycache rewrite)", self.machine.ok("log").err)
+        self.machine.ok("clear", "--yes", "--writer", "maria")
+        found = base()
+        self.assertEqual((found["base"], found["writer"]), (6, "maria"))
+        self.assertIn("by maria at 20", self.machine.ok("log").err)
 
     def test_machine_behind_base_rebuilds(self):
         self.filled()

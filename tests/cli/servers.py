@@ -105,10 +105,14 @@ class Mariadb(Server):
             "--innodb-flush-method=fsync",
             *self.user,
         )
-        client = find_program(test, "mariadb")
+        self.sql(SETUP)
+
+    def sql(self, statements):
+        """Runs statements as the administrator of the server."""
+        client = find_program(self.test, "mariadb")
         subprocess.run(
             [client, "--no-defaults", f"--socket={self.socket}", "--user=root"],
-            input=SETUP.encode(),
+            input=statements.encode(),
             check=True,
         )
 

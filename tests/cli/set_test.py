@@ -74,6 +74,29 @@ class SetTest(CliTest):
         self.machine.fails("not_found", "get", "k" * 2000, expect="not found")
         self.assertEqual(self.machine.ok("update").text, "1")
 
+    def test_conditions(self):
+        self.assertEqual(self.machine.ok("set", "--if-absent", "leader", "berlin").text, "1")
+        other = self.another_machine()
+        other.fails("conflict", "set", "--if-absent", "leader", "tokyo", expect="is present")
+        other.fails("conflict", "set", "--if", "osaka", "leader", "tokyo", expect="another value")
+        other.fails("conflict", "set", "--if", "osaka", "absent", "tokyo", expect="is absent")
+        other.fails("usage", "set", "--if", "a", "--if-absent", "k", "v", expect="exclude")
+        other.ok("set", "--if", "berlin", "leader", "tokyo")
+        self.machine.fails("conflict", "set", "--if", "berlin", "leader", "berlin")
+        self.assertEqual(self.machine.ok("get", "--update", "leader").out, b"tokyo")
+        self.machine.ok("set", "empty", "")
+        self.machine.ok("set", "--if=", "empty", "full")
+
+    def test_writer_is_recorded(self):
+        writer = lambda: self.machine.ok("log", "--last", "1", "--json").json["writer"]
+        self.machine.ok("set", "a", "1")
+        self.assertRegex(writer(), r"^\S+@\S+:\d+ \(whycache set\)$")
+        self.machine.ok("add", "n", "1", env={"WHYCACHE_WRITER": "deploy 17"})
+        self.assertEqual(writer(), "deploy 17")
+        self.machine.ok("del", "a", "--writer", "maria", env={"WHYCACHE_WRITER": "deploy 17"})
+        self.assertEqual(writer(), "maria")
+        self.machine.fails("usage", "set", "a", "1", "--writer", "w" * 256, expect="writer_name")
+
 
 if __name__ == "__main__":
     main()
