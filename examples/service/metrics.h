@@ -34,7 +34,7 @@ class Metrics {
   // Statuses that no route answers are counted as 0.
   static constexpr std::array<int, 12> statuses = {200, 400, 404, 409, 412, 413,
                                                    422, 428, 500, 503, 504, 0};
-  static constexpr std::size_t cache_counter_count = 9;
+  static constexpr std::size_t cache_counter_count = 10;
 
   Metrics() = default;
 

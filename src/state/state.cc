@@ -50,10 +50,12 @@ std::uint32_t lock_file_mode(std::uint32_t state_mode) {
   return writers | writers << 1;
 }
 
-// Whether an error of the lock file means that this process may only read the state.
-bool may_only_read(const Error& error) {
+// Whether an error of the lock file means that this process may only read the state. An error of
+// another call, which can have the same reason, or one that passes, does not.
+bool may_only_read(const Error& error, const std::string& lock_path) {
   const int reason = error.system_error();
-  return reason == EACCES || reason == EROFS;
+  if (reason != EACCES && reason != EROFS) return false;
+  return !FileDescriptor(open_at_path(lock_path.c_str(), O_RDWR | O_NONBLOCK | O_NOFOLLOW));
 }
 
 // Extends the usable bytes if the file has grown since this process asked for its size: a read may
@@ -135,7 +137,7 @@ struct State::Impl final : ForkHandler {
       lock_file = std::make_unique<LockFile>(path, lock_file_mode(mode_of_state(options)),
                                              trusted_owner(options), deadline);
     } catch (const Error& error) {
-      if (!options.read_only && !may_only_read(error)) throw;
+      if (!options.read_only && !may_only_read(error, path)) throw;
       lock_file_error = error;
     }
   }
