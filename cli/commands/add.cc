@@ -54,6 +54,7 @@ CommandAction prepare_add(CLI::App& parser) {
   add_writer_options(parser, arguments->target, arguments->note);
   add_json_option(parser, arguments->json);
   add_target_options(parser, arguments->target);
+  arguments->target.creates_log = true;
   return [arguments](Output& output) { return add(*arguments, output); };
 }
 

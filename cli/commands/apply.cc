@@ -99,6 +99,7 @@ CommandAction prepare_apply(CLI::App& parser) {
   add_json_option(parser, arguments->json);
   add_update_bytes_max_option(parser, arguments->target);
   add_target_options(parser, arguments->target);
+  arguments->target.creates_log = true;
   return [arguments](Output& output) { return apply(*arguments, output); };
 }
 

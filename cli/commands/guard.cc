@@ -120,6 +120,7 @@ CommandAction prepare_guard(CLI::App& parser) {
   add_json_option(parser, arguments->json);
   add_freshness_options(parser, arguments->freshness);
   add_target_options(parser, arguments->target);
+  arguments->target.creates_log = true;
   return [arguments](Output& output) { return guard(*arguments, output); };
 }
 

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <ranges>
 #include <set>
 
 #include "cli/change_list.h"
@@ -231,7 +232,7 @@ class Importer {
         throw Error(
             error.kind(),
             fmt::format(
-                "{} (at lines {}..{}; {})", error.what(), batch_.first_line(), batch_.last_line(),
+                "{}; at lines {}..{}: {}", error.what(), batch_.first_line(), batch_.last_line(),
                 error.kind() == ErrorKind::uncertain ? uncertain_message() : completed_message()),
             error.system_error());
       }
@@ -247,11 +248,11 @@ class Importer {
     const View view = cache_->view();
     std::vector<Change> kept;
     std::set<std::string_view> seen;
-    for (auto change = changes.rbegin(); change != changes.rend(); ++change) {
-      if (!seen.insert(change->key).second) continue;
-      if (has_effect(*change, view)) {
-        kept.push_back(*change);
-      } else if (!is_erase(*change)) {
+    for (const Change& change : std::views::reverse(changes)) {
+      if (!seen.insert(change.key).second) continue;
+      if (has_effect(change, view)) {
+        kept.push_back(change);
+      } else if (!is_erase(change)) {
         ++items_skipped_;
       }
     }

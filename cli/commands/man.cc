@@ -137,8 +137,8 @@ void write_header(const std::string& name, const std::string& summary, Page& pag
   std::transform(title.begin(), title.end(), title.begin(), [](char c) {
     return c >= 'a' && c <= 'z' ? static_cast<char>(c - 'a' + 'A') : c;
   });
-  page.write_line(fmt::format(".TH {} 1 \"\" \"whycache {}\" \"whycache\"", roff_text(title),
-                              WHYCACHE_VERSION));
+  page.write_line(
+      fmt::format(R"(.TH {} 1 "" "whycache {}" "whycache")", roff_text(title), WHYCACHE_VERSION));
   write_section("name", page);
   page.write_line(roff_text(name) + " \\- " + roff_text(summary));
 }

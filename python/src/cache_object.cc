@@ -34,6 +34,7 @@ const char* name_of(Event::Kind kind) {
     case Event::Kind::rebuilt: return "rebuilt";
     case Event::Kind::recovered: return "recovered";
     case Event::Kind::retried: return "retried";
+    case Event::Kind::reconnected: return "reconnected";
     case Event::Kind::stray_state: return "stray_state";
   }
   return "unknown";

@@ -34,7 +34,7 @@ std::string read_users() {
 }  // namespace
 
 std::string user_name() {
-  const std::string number = std::to_string(::geteuid());
+  std::string number = std::to_string(::geteuid());
   const std::string users = read_users();
   // A line is NAME:PASSWORD:NUMBER:...
   for (std::size_t begin = 0; begin < users.size();) {

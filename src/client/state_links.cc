@@ -121,7 +121,10 @@ std::optional<std::string> read_link(const std::string& path,
   const ssize_t size = ::readlink(path.c_str(), text.data(), text.size());
   if (size <= 0 || static_cast<std::size_t>(size) == text.size()) return std::nullopt;
   const std::string name(text.data(), static_cast<std::size_t>(size));
-  if (name.find('/') != std::string::npos || name.front() == '.' || !name.ends_with(suffix))
+  // Reservations alone have hidden names.
+  const bool is_hidden = name.front() == '.';
+  if (name.find('/') != std::string::npos || is_hidden != (suffix == reservation_suffix) ||
+      !name.ends_with(suffix))
     return std::nullopt;
   return beside(path, name);
 }

@@ -85,7 +85,7 @@ class LocalMessagesTest(MessageTest):
         text = self.file("text.db", "no database " * 1000)
         os.mkdir(f"{self.directory}/directory")
         for reason, target, message, next_step in (
-            ("usage", f"{self.directory}/absent/x.db", ["absent", "does not exist"], "create"),
+            ("unreachable", f"{self.directory}/absent/x.db", ["absent", "does not exist"], "mount"),
             ("corrupt", text, [text, "not an SQLite database"], "choose another file"),
             ("usage", f"{self.directory}/directory", ["directory"], ""),
         ):
@@ -107,7 +107,7 @@ class LocalMessagesTest(MessageTest):
         os.symlink(path, f"{self.directory}/link")
         text = self.file("text", "x")
         for reason, target, message, next_step in (
-            ("usage", f"{self.directory}/absent/x", ["absent", "does not exist"], "create"),
+            ("unreachable", f"{self.directory}/absent/x", ["absent", "does not exist"], "mount"),
             ("usage", text, [text, "Not a directory"], ""),
             ("usage", f"{self.directory}/link", ["link", "symbolic link"], ""),
         ):
@@ -247,10 +247,10 @@ class MysqlMessagesTest(MessageTest):
             ("usage", self.get(without_password), ["password_file", absent], "path"),
             ("permission", self.set(self.follower()), ["INSERT", "denied"], "docs/logs.md"),
             (
-                "permission",
+                "usage",
                 ("get", "a", "--log", self.follower("?instance=another"), *other_state),
-                ["another"],
-                "'default'",
+                ["another", "'default'"],
+                "whycache init",
             ),
         ):
             result = self.check(reason, *arguments, message=message, next_step=next_step)

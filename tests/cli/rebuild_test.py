@@ -17,7 +17,7 @@ class RebuildTest(CliTest):
         )
         self.machine.ok("import", "-q", "-", stdin=items)
         keys = "\n".join(f"key{i:05}" for i in range(10, 10_000))
-        self.machine.ok("del", "-", stdin=keys.encode())
+        self.machine.ok("del", "--yes", "-", stdin=keys.encode())
 
     def test_shrinks_state_while_it_is_used(self):
         self.grow_and_erase()

@@ -18,13 +18,21 @@ TEST_F(MysqlLogRestored, all_machines_detect_truncated_updates_table) {
   MysqlStore store;
   const TemporaryDirectory directory;
   const std::string url = store.server().url(store.database());
-  Cache writer(url, options_for(directory, "writer"));
-  Cache other(url, options_for(directory, "other"));
+  Options accepting = options_for(directory, "writer");
+  accepting.accept_replaced_log = true;
+  Cache writer(url, accepting);
+  accepting.state_path = options_for(directory, "other").state_path;
+  Cache other(url, accepting);
+  Cache careful(url, options_for(directory, "careful"));
   for (int i = 0; i < 10; ++i) writer.set("key" + std::to_string(i), "value");
   other.update();
   ASSERT_TRUE(other.get("key9"));
+  careful.update();
 
   store.run("TRUNCATE TABLE whycache_updates");
+  testing::expect_error(
+      ErrorKind::corrupt, [&] { careful.update(); }, "log is empty, in place of one");
+  EXPECT_EQ(careful.get("key9"), "value");
   other.update();
   EXPECT_FALSE(other.get("key9"));
   EXPECT_EQ(other.counters().rebuilds_diverged, 1U);

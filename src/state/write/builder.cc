@@ -100,7 +100,8 @@ StateInfo StateBuilder::info() const {
 
 bool StateBuilder::has_free_space() const {
   const AllocatorState& state = mapping_.header().allocator_state;
-  return state.free_count > state.segment_count / 4;
+  // Without readers, what is retired is free at the next update.
+  return state.free_count + state.retired_count > state.segment_count / 4;
 }
 
 std::shared_ptr<const detail::Pin> StateBuilder::pin() const {
