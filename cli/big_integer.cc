@@ -17,9 +17,10 @@ constexpr std::size_t decimal_digits_max = 10'000;
 // Negates two's complement, in place.
 void negate(std::string& bytes) {
   bool carry = true;
-  for (auto byte = bytes.rbegin(); byte != bytes.rend(); ++byte) {
-    *byte = static_cast<char>(~*byte);
-    if (carry) carry = ++*byte == 0;
+  for (std::size_t i = bytes.size(); i-- > 0;) {
+    char& byte = bytes[i];
+    byte = static_cast<char>(~byte);
+    if (carry) carry = ++byte == 0;
   }
 }
 
@@ -82,8 +83,8 @@ std::optional<std::string> parse_decimal(std::string_view digits) {
     if (carry > 0) words.push_back(static_cast<std::uint32_t>(carry));
   }
   std::string magnitude(1, '\0');
-  for (auto word = words.rbegin(); word != words.rend(); ++word) {
-    for (int shift = 24; shift >= 0; shift -= 8) magnitude += static_cast<char>(*word >> shift);
+  for (std::size_t i = words.size(); i-- > 0;) {
+    for (int shift = 24; shift >= 0; shift -= 8) magnitude += static_cast<char>(words[i] >> shift);
   }
   return magnitude;
 }

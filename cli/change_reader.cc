@@ -57,10 +57,9 @@ bool has_object_per_line(std::string_view text) {
   const std::string_view line = first_line(text);
   const Json object = Json::parse(line, nullptr, /*allow_exceptions=*/false);
   if (object.is_object()) {
-    for (const auto& [name, value] : object.items()) {
-      if (is_field_of_item(name)) return true;
-    }
-    return false;
+    const auto members = object.items();
+    return std::any_of(members.begin(), members.end(),
+                       [](const auto& member) { return is_field_of_item(member.key()); });
   }
   return line.find_first_not_of(space, 1) != line.npos && is_field_of_item(first_member(text));
 }

@@ -99,6 +99,7 @@ std::string replace_all(std::string text, std::string_view from, std::string_vie
 
 std::string join_command_names(const std::vector<CommandWords>& all) {
   std::vector<std::string> names;
+  names.reserve(all.size());
   for (const CommandWords& command : all) names.push_back(command.name);
   return fmt::format("{}", fmt::join(names, " "));
 }

@@ -243,6 +243,10 @@ class JsonWriter {
 // Builds JSON as nlohmann's parser does, but keeps large integers and refuses equal names.
 class ValueJsonHandler : public nlohmann::json_sax<Json> {
  public:
+  ValueJsonHandler() noexcept(false) = default;
+  ValueJsonHandler(const ValueJsonHandler&) = delete;
+  ValueJsonHandler& operator=(const ValueJsonHandler&) = delete;
+
   Json take() { return std::move(root_); }
 
   bool null() override { return add(nullptr); }

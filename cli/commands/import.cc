@@ -6,7 +6,6 @@
 #include <chrono>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <ranges>
 #include <set>
 
 #include "cli/change_list.h"
@@ -248,7 +247,8 @@ class Importer {
     const View view = cache_->view();
     std::vector<Change> kept;
     std::set<std::string_view> seen;
-    for (const Change& change : std::views::reverse(changes)) {
+    for (std::size_t i = changes.size(); i-- > 0;) {
+      const Change& change = changes[i];
       if (!seen.insert(change.key).second) continue;
       if (has_effect(change, view)) {
         kept.push_back(change);

@@ -207,8 +207,7 @@ class PickleMachine {
       case '\x86':
       case '\x87': {
         std::vector<PickledObject*> elements(static_cast<unsigned char>(code) - 0x84U);
-        for (auto element = elements.rbegin(); element != elements.rend(); ++element)
-          *element = pop();
+        for (std::size_t i = elements.size(); i-- > 0;) elements[i] = pop();
         push(Kind::tuple).elements = std::move(elements);
         return true;
       }
