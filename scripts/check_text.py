@@ -145,12 +145,13 @@ def check_columns(tree: Tree) -> Result:
     """Lines that are too long, except Markdown tables, link definitions and fenced output."""
     places = []
     for path in tree.cpp() + tree.markdown() + tree.hash_commented():
-        output = False
+        block = None  # the language of the fenced block that the line is in; "" if it names none
         for number, line in enumerate(tree.text(path).splitlines(), 1):
             if path.endswith(".md"):
                 if fence := re.match(r"\s*```(.*)", line):
-                    output = not output and fence[1].split(" ")[0] not in ("cpp", "sh", "python")
-                if output or re.match(r"\s*\||\[[^]]*\]: ", line):
+                    block = fence[1].split(" ")[0] if block is None else None
+                is_output = block is not None and block not in ("cpp", "sh", "python")
+                if is_output or re.match(r"\s*\||\[[^]]*\]: ", line):
                     continue
             if len(line) > COLUMNS_MAX:
                 places.append(Place(path, number, f"{len(line)} columns"))
