@@ -32,8 +32,8 @@ class Metrics {
   static constexpr std::array<const char*, 5> routes = {"flags", "catalogue", "health", "metrics",
                                                         "other"};
   // Statuses that no route answers are counted as 0.
-  static constexpr std::array<int, 12> statuses = {200, 400, 404, 409, 412, 413,
-                                                   422, 428, 500, 503, 504, 0};
+  static constexpr std::array<int, 13> statuses = {200, 400, 404, 409, 412, 413, 422,
+                                                   428, 500, 503, 504, 507, 0};
   static constexpr std::size_t cache_counter_count = 10;
 
   Metrics() = default;

@@ -102,7 +102,6 @@ int open_at_path(const char* path, int flags, mode_t mode) noexcept {
     if (errno != EWOULDBLOCK || attempt++ == attempts_max) return number;
     constexpr timespec pause{0, 1'000'000};
     ::nanosleep(&pause, nullptr);
-    errno = EWOULDBLOCK;
   }
 }
 

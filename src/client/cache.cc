@@ -361,7 +361,8 @@ namespace {
 std::unique_ptr<Log> open_log_of_machine(std::string_view url, const Options& options) {
   Options place;
   place.name = options.name;
-  place.state_path = options.state_path;
+  // Now: the application may change its working directory before the log is opened.
+  place.state_path = given_state_path(options);
   const auto open = [place = std::move(place), name = log_name(Url(url)),
                      may_create = options.create_log](const LogOpener& opener) {
     const std::optional<std::string> state = find_present_state(place, name);

@@ -205,7 +205,8 @@ void compact(Session& session, const std::shared_ptr<const detail::Pin>& items, 
              const Backoff& backoff) {
   constexpr std::size_t batch_items_max = 1024;
   const LogPosition& position = build.position;
-  auto builder = session.state.begin_build(position.log_uuid, session.log.name());
+  auto builder =
+      session.state.begin_build(position.log_uuid, log_name_of_build(session, position.log_uuid));
   std::vector<Item> batch;
   const auto load_batch = [&] {
     session.throw_if_stopped(backoff);

@@ -137,6 +137,9 @@ void Session::back_off_after(const LogError& error, Backoff& backoff) {
   std::optional<std::chrono::nanoseconds> lasted;
   {
     const MutexLock lock(mutex_);
+    // Another thread's success, or an error of no call, may have left it false. The next success
+    // ends the outage.
+    log_is_down_.store(true, std::memory_order_relaxed);
     lasted = outage_.note_failure();
   }
   if (lasted) report(Event::Kind::retried, retry_message(log, backoff, error, *lasted));

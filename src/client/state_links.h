@@ -9,7 +9,7 @@
 //   .UUID.log -> INSTANCE-...   reserves the uuid for that state. The system call that creates it
 //                               decides between processes that open the log at the same time.
 //   INSTANCE-HASH2.state -> ..  an alias, for another name of the log
-//   INSTANCE-HASH.name -> UUID.log
+//   INSTANCE-HASH.name -> .UUID.log
 //                               an alias for a name whose path has a state that bears another name:
 //                               it was built by the name of an alias
 //

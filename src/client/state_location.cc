@@ -197,10 +197,6 @@ Uuid ask_for_uuid(Log& log, const Options& options, const Deadline& deadline) {
   }
 }
 
-}  // namespace
-
-namespace {
-
 StateLocation find_location(const Options& options, const std::string& log_name,
                             MissingDirectory missing) {
   if (!options.name.empty()) check_name(options.name);
@@ -209,24 +205,28 @@ StateLocation find_location(const Options& options, const std::string& log_name,
   const bool is_in_memory = log_name.starts_with("memory:");
   const std::string name =
       is_in_memory && !options.name.empty() ? options.name : default_name(log_name);
-  // Absolute, since the application may change its working directory.
-  if (!options.state_path.empty())
-    return location_at(absolute_path(options.state_path), name, is_in_memory);
-  if (is_in_memory) return create_temporary_location(name);
-  if (const std::string given = environment_variable("WHYCACHE_STATE"); !given.empty())
-    return location_at(absolute_path(given), name, is_in_memory);
+  if (is_in_memory && options.state_path.empty()) return create_temporary_location(name);
+  if (const std::string given = given_state_path(options); !given.empty())
+    return location_at(given, name, is_in_memory);
 
   const std::string directory = absolute_path(default_directory());
   if (missing == MissingDirectory::create) create_private_directory(directory);
   return location_in(directory, name);
 }
 
+// An empty file is no state: one is created in its place.
 bool exists(const std::string& path) {
   struct stat status;
-  return ::lstat(path.c_str(), &status) == 0;
+  return ::lstat(path.c_str(), &status) == 0 && !(S_ISREG(status.st_mode) && status.st_size == 0);
 }
 
 }  // namespace
+
+std::string given_state_path(const Options& options) {
+  const std::string given =
+      options.state_path.empty() ? environment_variable("WHYCACHE_STATE") : options.state_path;
+  return given.empty() ? given : absolute_path(given);
+}
 
 StateLocation find_state_location(const Options& options, const std::string& log_name,
                                   MissingDirectory missing) {

@@ -27,6 +27,10 @@ struct StateLocation {
   bool is_alias() const { return is_named_after_log() && path != name_path; }
 };
 
+// Returns the path that Options::state_path or WHYCACHE_STATE names, absolute, since the
+// application may change its working directory; empty if neither names one.
+std::string given_state_path(const Options& options);
+
 // Whether missing default directories are created, with mode 0700.
 enum class MissingDirectory { create, leave };
 

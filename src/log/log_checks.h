@@ -106,14 +106,14 @@ class LogMissing : public Error {
   std::string description_;
 };
 
+inline constexpr std::size_t described_instances_max = 10;
 // Describes the place of a log that has only logs of other instances.
 inline std::string describe_instances(const std::vector<std::string>& instances) {
   if (instances.empty()) return "no log";
-  constexpr std::size_t instances_max = 10;
   std::string text = "logs of other instances: ";
-  for (std::size_t i = 0; i < std::min(instances.size(), instances_max); ++i)
+  for (std::size_t i = 0; i < std::min(instances.size(), described_instances_max); ++i)
     text += (i == 0 ? "'" : ", '") + instances[i] + '\'';
-  return text + (instances.size() > instances_max ? ", and others" : "");
+  return text + (instances.size() > described_instances_max ? ", and others" : "");
 }
 
 // What an operator does about a log that a newer version has written to.

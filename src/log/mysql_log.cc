@@ -259,8 +259,6 @@ bool contains_words(std::string_view text, std::string_view words) {
   return false;
 }
 
-// Whether TLS failed because the server will never be trusted, as opposed to a connection that
-// broke. Both have the same code: only the text differs.
 // Returns the error for a limit that the server, or this process, has reached.
 std::optional<Error> shortage_error(unsigned code, const std::string& message) {
   switch (code) {
@@ -307,6 +305,8 @@ std::string what_to_do_about_tls(const std::string& failure_reason) {
   return " (name the file of the authority that signed the certificate of the server with tls_ca)";
 }
 
+// Whether TLS failed because the server will never be trusted, as opposed to a connection that
+// broke. Both have the same code: only the text differs.
 bool is_tls_trust_failure(const MysqlFailure& failure) {
   if (failure.code != CR_SSL_CONNECTION_ERROR) return false;
   const std::string reason = in_lower_case(failure.reason);
@@ -607,14 +607,24 @@ bool MysqlLog::has_log(MysqlConnection& connection) const {
   }
 }
 
+namespace {
+
+// Returns the instances in the database, one more than describe_instances() shows.
+std::vector<std::string> read_instances(MysqlConnection& connection) {
+  MysqlRows rows = connection.query("SELECT instance FROM whycache_logs ORDER BY instance LIMIT " +
+                                    std::to_string(described_instances_max + 1));
+  std::vector<std::string> instances;
+  while (rows.next()) instances.emplace_back(rows.at(0).value_or(""));
+  return instances;
+}
+
+}  // namespace
+
 LogMissing MysqlLog::log_missing(MysqlConnection& connection) const {
-  // Who may only call the procedures cannot see other instances.
+  // A user that may only call the procedures cannot see other instances.
   if (uses_procedures_) return {name(), "no log of this instance"};
   try {
-    MysqlRows rows = connection.query("SELECT instance FROM whycache_logs ORDER BY instance");
-    std::vector<std::string> instances;
-    while (rows.next()) instances.emplace_back(rows.at(0).value_or(""));
-    return {name(), describe_instances(instances)};
+    return {name(), describe_instances(read_instances(connection))};
   } catch (const MysqlFailure& failure) {
     if (failure.code != ER_NO_SUCH_TABLE) throw;
     return {name(), "a database without whycache's tables"};
@@ -636,31 +646,6 @@ std::vector<std::string> MysqlLog::statements_to_create_tables(MysqlConnection& 
   return statements;
 }
 
-namespace {
-
-// Returns the instances in the database, quoted; empty if there are none or this user may not know.
-std::string list_instances(MysqlConnection& connection) {
-  constexpr int shown_max = 20;
-  std::string text;
-  try {
-    MysqlRows rows = connection.query("SELECT instance FROM whycache_logs ORDER BY 1 LIMIT " +
-                                      std::to_string(shown_max + 1));
-    for (int shown = 0; rows.next(); ++shown) {
-      text += text.empty() ? "" : ", ";
-      if (shown < shown_max) {
-        text.append("'").append(rows.at(0).value_or("")).append("'");
-      } else {
-        text += "...";
-      }
-    }
-  } catch (const MysqlFailure&) {  // the caller reports why it cannot create the log
-    return {};
-  }
-  return text;
-}
-
-}  // namespace
-
 void MysqlLog::create_log(MysqlConnection& connection) const {
   const std::string insert_row_sql =
       "INSERT INTO whycache_logs SELECT " + quoted(options_.instance) + ", " +
@@ -678,13 +663,18 @@ void MysqlLog::create_log(MysqlConnection& connection) const {
     if (failure.code == ER_DUP_ENTRY) return;  // another process just created it
     if (!is_permission_failure(failure.code)) throw;
     // Names the statements that are left to run, for an operator who may.
-    const std::string instances = list_instances(connection);
+    std::vector<std::string> instances;
+    try {
+      instances = read_instances(connection);
+    } catch (const MysqlFailure&) {  // this user may not know
+    }
     if (!instances.empty()) {
       throw Error(
           ErrorKind::invalid,
           "there is no log of this instance, and this user cannot create one: log=" + name() +
               " reason=\"" + failure.reason + "\" code=" + std::to_string(failure.code) +
-              " (correct instance in the url; the database has " + instances + ")",
+              " (correct instance in the url; the database has " + describe_instances(instances) +
+              ")",
           EACCES);
     }
     std::string left;

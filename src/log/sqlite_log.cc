@@ -677,7 +677,8 @@ LogMetadata SqliteLog::read_log_row(Connection& connection) const {
   const std::int64_t base = row.number(3);
   const std::optional<Uuid> token = row.uuid(5);
   if (format != schema_version || !uuid || base < 0 || !token) {
-    throw unknown_log_row_error(name(), static_cast<std::uint64_t>(format), schema_version);
+    throw unknown_log_row_error(
+        name(), static_cast<std::uint64_t>(std::max<std::int64_t>(format, 0)), schema_version);
   }
   return {*uuid, static_cast<UpdateId>(base), static_cast<std::uint64_t>(row.number(4)), *token,
           static_cast<std::uint64_t>(std::max<std::int64_t>(row.number(6), 0))};

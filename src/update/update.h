@@ -102,7 +102,7 @@ struct BaseInfo {
   friend bool operator==(const BaseInfo&, const BaseInfo&) = default;
 };
 
-// Who wrote a base, and when: for people.
+// The author and time of a base, for people to read.
 struct BaseAuthorship {
   std::int64_t time_us = 0;  // wall clock
   std::string writer_name;   // at most 255 bytes

@@ -151,6 +151,7 @@ TEST(UrlOptions, option_without_key_or_equals_sign_is_rejected) {
     expect_url_rejected(text, "not of the form key=value");
   }
   expect_url_rejected("x:?a=1&nonsense", "number=2");
+  expect_url_rejected("x:?a b=1", "blank");
 }
 
 TEST(UrlOptions, repeated_option_is_rejected) {

@@ -470,11 +470,11 @@ class ServiceTest(support.CliTest):
 
     def test_mistakes_in_settings_end_the_master(self):
         taken = Service(self, self.log).port
-        pathlib.Path(f"{self.directory}/a_file").touch()
+        pathlib.Path(f"{self.directory}/a file").touch()
         for options, message in (
             (["--log", "nosuch://log"], "nosuch"),
             (["--log", f"sqlite://{self.directory}/absent/log.db"], "absent"),
-            (["--log", f"file://{self.directory}/a_file"], "a_file"),
+            (["--log", f"file://{self.directory}/a%20file"], "a file"),
             (["--log", self.log, "--workers", "none"], "--workers takes a number"),
             (["--log", self.log, "--worker", "1"], "unknown option: --worker"),
             (["--log", self.log, "--port", str(taken)], f"cannot listen on 127.0.0.1:{taken}"),

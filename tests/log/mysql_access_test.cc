@@ -252,7 +252,7 @@ TEST_F(MysqlLogPrivileges, another_instance_needs_only_insert_on_logs_table) {
   MysqlLogOptions options = store.options();
   options.server.user = "writer";
   options.instance = "other";
-  // The message names what is left to do, which is not creating tables.
+  // As for a mistyped name: no right is missing for that, and no table.
   const auto refused = thrown_error([&] { MysqlLog log(options); });
   ASSERT_TRUE(refused);
   EXPECT_EQ(refused->system_error(), EACCES) << refused->what();

@@ -81,6 +81,7 @@ void Pins::use(FileDescriptor file) noexcept {
 }
 
 void Pins::lock(UpdateId id) {
+  // Only a process of an earlier version locks these bytes exclusively, while it adopts the file.
   const auto take = [&](const FileDescriptor& file) {
     if (try_lock_byte_shared(file.number(), pin_byte(id, process_id_))) return;
     throw Error(ErrorKind::unavailable, "state file is being adopted by another process: path=" +

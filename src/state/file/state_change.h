@@ -2,10 +2,10 @@
 // for example, which keep the inode (docs/decisions/verify-foreign-files.md).
 //
 // The kernel keeps the time at which the contents or the attributes of a file were last changed,
-// its ctime, and no program can set that. A process that has changed the state notes
-// that in the lock file. If the file's ctime is another one, another program changed the file, or a
-// process died before it had noted its change, or the file got another mode or owner. The process
-// that opens the file then verifies it, unless a process that has trusted it before is using it.
+// its ctime, and no program can set that. A process that has changed the state notes that in the
+// lock file. If the file's ctime is another one, another program changed the file, or a process
+// died before it had noted its change, or the file got another mode or owner. The process that
+// opens the file then verifies it, unless a process that has trusted it before is using it.
 //
 // A store to a mapping changes ctime when it is the first one to a page, through this mapping or
 // since the page went to the disk. The clock behind ctime advances by a few milliseconds at a time.

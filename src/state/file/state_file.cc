@@ -220,7 +220,7 @@ namespace {
 // Whether the file is a state of another format. Its header is one of every format: magic, format,
 // byte order and checksum have their places for good.
 bool is_of_another_format(const std::string& path) {
-  const FileDescriptor file(::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW));
+  const FileDescriptor file(open_at_path(path.c_str(), O_RDONLY | O_NONBLOCK | O_NOFOLLOW));
   struct stat status;
   HeaderFixed fixed;
   return file && ::fstat(file.number(), &status) == 0 && S_ISREG(status.st_mode) &&
