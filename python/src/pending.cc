@@ -171,7 +171,8 @@ PyObject* pending_result(PyObject* object, PyObject* const* arguments, Py_ssize_
         PyErr_SetString(PyExc_TimeoutError, "the outcome is not known yet");
         return nullptr;
       }
-      time = std::min(time, std::chrono::milliseconds(static_cast<int>(left * 1000) + 1));
+      if (left < std::chrono::duration<double>(time).count())
+        time = std::chrono::milliseconds(static_cast<int>(left * 1000) + 1);
     }
     bool done = false;
     {

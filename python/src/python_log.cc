@@ -200,18 +200,8 @@ class PythonLog : public Log {
     for (const auto& [type, its_kind] : kinds) {
       if (PyErr_ExceptionMatches(type) != 0) kind = its_kind;
     }
-    PyObject* type = nullptr;
-    PyObject* value = nullptr;
-    PyObject* trace = nullptr;
-    PyErr_Fetch(&type, &value, &trace);
-    PyErr_NormalizeException(&type, &value, &trace);
-    const Ref held_type(type), held_value(value), held_trace(trace);
-    std::string text = reinterpret_cast<PyTypeObject*>(type)->tp_name;
-    const Ref message(PyObject_Str(value));
-    const char* const utf8 = message ? PyUnicode_AsUTF8(message.get()) : nullptr;
-    if (utf8 != nullptr && *utf8 != '\0') text += std::string(": ") + utf8;
-    PyErr_Clear();
-    throw Error(kind, "log failed: log=" + name_ + " method=" + method + ": " + text);
+    throw Error(kind,
+                "log failed: log=" + name_ + " method=" + method + ": " + take_python_error());
   }
 
   // Takes (uuid, base, base_chain, head, store_id).

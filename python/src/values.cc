@@ -480,7 +480,7 @@ class Decoder {
 // Returns a short text of ASCII, which is by far the most frequent typed value; null without an
 // exception if `stored` is none, or there is no memory.
 PyObject* decode_short_text(std::string_view stored) {
-  if (stored.size() < 3) return nullptr;
+  if (stored.size() < 3 || !is_typed(stored.data(), stored.size())) return nullptr;
   const auto code = static_cast<std::uint8_t>(stored[2]);
   const bool is_short = (code & 0xe0) == 0xa0;
   if (!is_short && (code != 0xd9 || stored.size() < 4)) return nullptr;

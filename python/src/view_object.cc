@@ -206,7 +206,13 @@ PyObject* view_count(PyObject* object, PyObject* const* arguments, Py_ssize_t co
   const View* const view = open_view(self);
   if (view == nullptr) return nullptr;
   try {
-    return PyLong_FromSize_t(view->count(range));
+    const View pinned = *view;  // another thread may end the view
+    std::size_t keys = 0;
+    {
+      const ReleasedGil released;
+      keys = pinned.count(range);
+    }
+    return PyLong_FromSize_t(keys);
   } catch (...) {
     return set_current_error(*self.module);
   }

@@ -1,7 +1,6 @@
 """Invalid input and failing surroundings: which exception each of them raises."""
 
 import os
-import pathlib
 import subprocess
 import sys
 import threading
@@ -33,7 +32,7 @@ def test_state_of_another_log_raises_for_a_name_and_is_found_by_its_uuid(tmp_pat
         assert one[b"a"] == b"1"
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="changes its user, which takes root")
+@pytest.mark.skipif(os.getuid() != 0, reason="NOT TESTED: needs root")
 def test_directory_without_permission_raises(tmp_path):
     (tmp_path / "closed").mkdir(mode=0o700)
     script = f"""
@@ -155,16 +154,10 @@ def test_event_handler_that_raises_does_not_stop_the_cache(url, state, monkeypat
 
     with whycache.Cache(url, state_path=state, on_event=on_event) as cache:
         cache.set(b"a", b"1")
-        path = pathlib.Path(cache.shared_state_filename())
-    data = bytearray(path.read_bytes())
-    data[:4096] = bytes(4096)
-    path.write_bytes(data)
-    try:
-        with whycache.Cache(url, state_path=path, on_event=on_event) as cache:
-            assert cache[b"a"] == b"1"
-        assert events and unraisable
-    except whycache.CorruptError:
-        pass  # not a state any more: never overwritten
+        cache.close_shared_state()
+        whycache.Cache(url, state_path=state).delete_shared_state()
+        assert cache[b"a"] == b"1"
+    assert events and len(unraisable) == len(events)
 
 
 @pytest.mark.parametrize("arguments", [(), (b"a", 1, 2), (b"a", b"b", b"c", b"d")])

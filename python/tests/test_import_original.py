@@ -22,6 +22,7 @@ from whycache.original import import_original
 
 MIXED = {
     b"none": None, b"int": 1 << 90, b"text": "grün\udc80", b"bytes": b"\xc1\x01", b"plain": b"yes",
+    b"looks typed": b"ab\xa1x",
     b"nested": {"a": [1, (2.5, {3})], 5: frozenset({"x"})},
     b"times": [
         datetime.datetime(2026, 10, 25, 2, 30, fold=1, tzinfo=zoneinfo.ZoneInfo("Europe/Berlin")),
@@ -92,7 +93,8 @@ def test_any_pickled_value_is_imported(value):
 def test_other_classes_are_refused_or_skipped(original, cache):
     class_of_pickles = os.system
     source = write_directory(original, [
-        update_of([(b"good", 1), (b"bad", class_of_pickles), (b"worse", {1: [Evil()]})])])
+        update_of([(b"good", 1), (b"bad", class_of_pickles),
+                   (b"worse", {1: [Evil(original / "evil")]})])])
     with pytest.raises(whycache.InvalidError, match="keys=2"):
         import_original(source, cache)
     assert len(cache) == 0
@@ -100,12 +102,17 @@ def test_other_classes_are_refused_or_skipped(original, cache):
     assert result.skipped.keys() == {b"bad", b"worse"}
     assert "system" in result.skipped[b"bad"]
     assert dict(cache.items()) == {b"good": 1}
-    assert not os.path.exists("/tmp/whycache-evil")
+    assert not (original / "evil").exists()
 
 
 class Evil:
+    """Runs a command where it is unpickled without care."""
+
+    def __init__(self, path):
+        self.path = path
+
     def __reduce__(self):
-        return os.system, ("touch /tmp/whycache-evil",)
+        return os.system, (f"touch {self.path}",)
 
 
 def test_damaged_updates_are_refused(original, cache):
@@ -156,25 +163,27 @@ def test_table_is_imported(tmp_path, cache):
             whycache._whycache.read_original(source.replace("flags", "absent"), False)
 
 
-def test_command_lines_import(original, tmp_path):
-    source = write_directory(original, [update_of([(b"a", (1, 2)), (b"b", Evil())])])
-    programs = [[sys.executable, "-m", "whycache"]]
-    if os.environ.get("WHYCACHE_PROGRAM"):
-        programs.append([os.environ["WHYCACHE_PROGRAM"]])
-    for number, program in enumerate(programs):
-        log = f"sqlite://{tmp_path}/log{number}.db"
-        state = f"{tmp_path}/{number}.state"
-        environment = {**os.environ, "WHYCACHE_LOG": log, "WHYCACHE_STATE": state}
+@pytest.mark.parametrize("program", [
+    [sys.executable, "-m", "whycache"],
+    pytest.param([os.environ.get("WHYCACHE_PROGRAM")], marks=pytest.mark.skipif(
+        not os.environ.get("WHYCACHE_PROGRAM"), reason="NOT TESTED: no command line")),
+], ids=["python", "whycache"])
+def test_command_line_imports(original, tmp_path, program):
+    source = write_directory(
+        original, [update_of([(b"a", (1, 2)), (b"b", Evil(original / "evil"))])])
+    log = f"sqlite://{tmp_path}/log.db"
+    state = f"{tmp_path}/state"
+    environment = {**os.environ, "WHYCACHE_LOG": log, "WHYCACHE_STATE": state}
 
-        def run(*arguments, program=program, environment=environment):
-            return subprocess.run([*program, "import-original", *arguments], env=environment,
-                                  capture_output=True, text=True)
+    def run(*arguments):
+        return subprocess.run([*program, "import-original", *arguments], env=environment,
+                              capture_output=True, text=True)
 
-        refused = run(source)
-        assert refused.returncode == 2 and "keys=1" in refused.stderr
-        done = run(source, "--skip-unsupported")
-        assert done.returncode == 0 and "1 items of 1 updates" in done.stdout
-        assert "skipped: key=" in done.stderr
-        assert run(source, "--skip-unsupported").returncode != 0
-        with whycache.Cache(log, state_path=state) as cache:
-            assert dict(cache.items()) == {b"a": (1, 2)}
+    refused = run(source)
+    assert refused.returncode == 2 and "keys=1" in refused.stderr
+    done = run(source, "--skip-unsupported")
+    assert done.returncode == 0 and "1 items of 1 updates" in done.stdout
+    assert "skipped: key=" in done.stderr
+    assert run(source, "--skip-unsupported").returncode != 0
+    with whycache.Cache(log, state_path=state) as cache:
+        assert dict(cache.items()) == {b"a": (1, 2)}

@@ -97,7 +97,7 @@ def test_writes_that_are_refused(filled):
           CALLS // 10, filled)
 
 
-def test_writes(url, state):
+def test_writes():
     with whycache.Cache("memory:") as cache:
         key, value = b"key-of-the-write", b"v" * 50
         check(lambda: cache.set(key, value), CALLS // 200, key, value, cache)

@@ -57,7 +57,9 @@ def _get(cache: whycache.Cache, arguments: argparse.Namespace) -> int:
 
 
 def _set(cache: whycache.Cache, arguments: argparse.Namespace) -> int:
-    text = sys.stdin.read() if arguments.value == "-" else arguments.value
+    text = arguments.value
+    if text == "-":
+        text = os.fsdecode(sys.stdin.buffer.read())
     update_id = cache.set(_bytes(arguments.key), _value(text, arguments.type), note=arguments.note)
     print(update_id)
     return 0

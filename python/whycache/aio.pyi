@@ -36,7 +36,7 @@ class Cache(Operations):
         self, log: str | Log, *, codec: str = "typed", name: str = "",
         state_path: str | bytes | PathLike[str] | None = None, wait: bool = True,
         state_mode: int | None = None, state_bytes_max: int = ..., any_file_system: bool = False,
-        update_bytes_max: int = ..., split_updates: bool = True, deadline: _Seconds | None = 10.0,
+        update_bytes_max: int = ..., split_updates: bool = True, deadline: _Seconds = 10.0,
         queue_bytes_max: int = ..., staleness_max: _Seconds | None = None,
         erased_keys_max: int | None = None, erased_share_max: float | None = None,
         validate: Callable[[Change], str | None] | None = None, writer_name: str = "",
