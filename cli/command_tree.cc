@@ -212,7 +212,7 @@ std::string command_overview() {
   for (const CommandGroup& group : groups) {
     text += fmt::format("\n{}:\n", group.title);
     for (const Command* command : group.commands)
-      text += fmt::format("  {:<11}{}\n", command->name, command->summary);
+      text += fmt::format("  {:<16}{}\n", command->name, command->summary);
   }
   return text;
 }

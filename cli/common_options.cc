@@ -218,6 +218,8 @@ bool names_memory_log(std::string_view url) {
 
 }  // namespace
 
+bool is_common_option(std::string_view name) { return find_common_option(name) != nullptr; }
+
 std::string environment_name(const std::string& option) {
   std::string name = "WHYCACHE_" + option;
   std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) {

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "cli/command.h"
@@ -25,6 +26,9 @@ void add_missing_common_options(CLI::App& parser);
 // Sets the common options that the command line did not give. Throws Failure for a wrong value,
 // which names where it is from.
 void apply_environment_and_configuration(CLI::App& parser);
+
+// Whether --NAME is a common option.
+bool is_common_option(std::string_view name);
 
 // Returns the name of the environment variable of a common option.
 std::string environment_name(const std::string& option);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cli/command_tree.h"
+#include "cli/common_options.h"
 
 namespace whycache::cli {
 namespace {
@@ -67,14 +68,17 @@ std::vector<CommandWords> all_words() {
   return all;
 }
 
-// The options that may precede the command: those that every command with a log shows.
+// The options that may precede the command, as the first command that shows them describes them.
 std::vector<Word> common_words() {
-  std::vector<Word> common = words_of(log_command).options;
-  const std::vector<Word> others = words_of(get_command).options;
-  std::erase_if(common, [&](const Word& word) {
-    return std::none_of(others.begin(), others.end(),
-                        [&](const Word& other) { return other.names == word.names; });
-  });
+  std::vector<Word> common;
+  for (const CommandWords& command : all_words()) {
+    for (const Word& word : command.options) {
+      const auto is_known = [&](const Word& other) { return other.names == word.names; };
+      if (is_common_option(word.names.back().substr(2)) &&
+          std::none_of(common.begin(), common.end(), is_known))
+        common.push_back(word);
+    }
+  }
   return common;
 }
 

@@ -167,7 +167,7 @@ void add_writer_options(CLI::App& parser, Target& target, std::string& note) {
 void add_update_bytes_max_option(CLI::App& parser, Target& target) {
   parser
       .add_option("--update-bytes-max", target.update_bytes_max,
-                  "longest update; must be accepted by every machine (1048576; "
+                  "longest update that this writer appends (1048576; "
                   "WHYCACHE_UPDATE_BYTES_MAX)")
       ->type_name("BYTES");
 }

@@ -40,7 +40,7 @@ ChangeList read_changes(const ApplyArguments& arguments) {
         fmt::format("the changes do not fit into one update, nothing was written: path={} "
                     "line={} update_bytes_max={}",
                     input.name(), reader.line_number(), arguments.target.update_bytes_max),
-        "raise --update-bytes-max on every machine, or use `whycache import`, which "
+        "raise --update-bytes-max, or use `whycache import`, which "
         "writes several updates");
   }
   return list;

@@ -91,7 +91,9 @@ ExitCode guard(const GuardArguments& arguments, Output& output) {
     return ExitCode::done;
   }
   change(arguments, guards);  // before anything is opened, for its errors
-  const auto cache = open_cache(arguments.target);
+  Target target = arguments.target;
+  target.creates_log = true;
+  const auto cache = open_cache(target);
   const UpdateId id = CacheInternal::change_log_guards(*cache,
                                                        [&](LogGuards& present) {
                                                          change(arguments, present);
@@ -120,7 +122,6 @@ CommandAction prepare_guard(CLI::App& parser) {
   add_json_option(parser, arguments->json);
   add_freshness_options(parser, arguments->freshness);
   add_target_options(parser, arguments->target);
-  arguments->target.creates_log = true;
   return [arguments](Output& output) { return guard(*arguments, output); };
 }
 

@@ -228,12 +228,12 @@ class Importer {
         if (!changes.empty()) last_id_ = cache_->write(changes, {.note = arguments_.note});
       } catch (const Error& error) {
         progress_.hide();
-        throw Error(
-            error.kind(),
-            fmt::format(
-                "{}; at lines {}..{}: {}", error.what(), batch_.first_line(), batch_.last_line(),
-                error.kind() == ErrorKind::uncertain ? uncertain_message() : completed_message()),
-            error.system_error());
+        throw Error(error.kind(),
+                    fmt::format("{}; lines {}..{}: {}",
+                                error.kind() == ErrorKind::uncertain ? uncertain_message()
+                                                                     : completed_message(),
+                                batch_.first_line(), batch_.last_line(), error.what()),
+                    error.system_error());
       }
     } else {
       check_change_fits(changes);
@@ -269,7 +269,7 @@ class Importer {
         fmt::format("bad input: path={} line={} reason=\"the item does not fit into one update\" "
                     "bytes_max={}",
                     input_.name(), batch_.first_line(), arguments_.target.update_bytes_max),
-        "split the value, or raise --update-bytes-max on every machine");
+        "split the value, or raise --update-bytes-max");
   }
 
   std::string completed_message() const {

@@ -199,7 +199,7 @@ directory that contains it. Nothing else has to be set up. Prints what gives oth
 rights: SQL statements for MySQL and MariaDB, to be run in this order, shell commands for others.
 
 Commands that only read never create a log, nor does any command whose machine has a state of it.
-`set` and `import` create one otherwise, unless the URL has create=off.)",
+Commands that set items or guards create one otherwise, unless the URL has create=off.)",
     R"(Examples:
   whycache init mysql://root@db.example.org/flags
   whycache init mysql://root@db.example.org/flags | mariadb -u root flags

@@ -9,6 +9,7 @@
 
 #include "base/file.h"
 #include "cli/command_tree.h"
+#include "cli/common_options.h"
 
 namespace whycache::cli {
 namespace {
@@ -29,9 +30,10 @@ class Page {
 
 constexpr const char* environment_section = R"(Each common option has an environment variable:
 WHYCACHE_LOG, WHYCACHE_STATE, WHYCACHE_DEADLINE, WHYCACHE_STATE_MODE, WHYCACHE_ANY_FILE_SYSTEM,
-WHYCACHE_UPDATE_BYTES_MAX, WHYCACHE_JSON, WHYCACHE_QUIET, WHYCACHE_PROFILE and WHYCACHE_CONFIG. An
-empty variable is none. A flag overrides the environment, which overrides the configuration file;
-a profile that --profile names overrides the environment. A setuid program ignores all of them.
+WHYCACHE_UPDATE_BYTES_MAX, WHYCACHE_JSON, WHYCACHE_WRITER, WHYCACHE_QUIET, WHYCACHE_PROFILE and
+WHYCACHE_CONFIG. An empty variable is none. A flag overrides the environment, which overrides the
+configuration file; a profile that --profile names overrides the environment. A setuid program
+ignores all of them.
 
 WHYCACHE_MYSQL_PASSWORD is the password of a mysql: log, if its URL has none. If NO_COLOR is not
 empty, output has no color.)";
@@ -162,7 +164,7 @@ void write_options(const CLI::App& parser, bool of_command, Page& page) {
   std::vector<const CLI::Option*> options = shown_options(parser);
   if (!of_command) {
     std::erase_if(options, [](const CLI::Option* option) {
-      return option->get_group() == "Options" && option->get_name() != "--json";
+      return option->get_lnames().empty() || !is_common_option(option->get_lnames().front());
     });
   }
   if (options.empty()) return;

@@ -43,6 +43,10 @@ class CompletionTest(CliTest):
             self.assertEqual(sorted(self.complete(line)), sorted(words), line)
         self.assertIn("get", self.complete("whycache "))
         self.assertNotIn("--nosuch", self.complete("whycache get --"))
+        common = self.complete("whycache --")
+        for option in ("--log", "--json", "--quiet", "--writer", "--update-bytes-max"):
+            self.assertIn(option, common)
+        self.assertNotIn("--raw-bytes", common)
 
     def test_every_command_and_option_of_the_help_is_in_each_script(self):
         scripts = {
@@ -50,7 +54,9 @@ class CompletionTest(CliTest):
             for shell in ("bash", "zsh", "fish")
         }
         overview = self.machine.ok("--help").out.decode()
-        commands = re.findall(r"^  ([a-z]+) {2,}", overview, re.MULTILINE)
+        commands = re.findall(
+            r"^  ([a-z-]+) +", overview.partition("Which cache:")[0], re.MULTILINE
+        )
         self.assertIn("get", commands)
         for command in commands:
             options = re.findall(

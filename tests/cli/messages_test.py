@@ -78,6 +78,11 @@ class MessageTest(CliTest):
 
 
 class LocalMessagesTest(MessageTest):
+    def check_absent(self, url):
+        """On a machine without a state, which would create the log, but not its directory."""
+        self.check("usage", "set", "a", "1", "--log", url, "--state", f"{self.directory}/y.state",
+                   message=["absent", "does not exist"], next_step="create")
+
     def test_sqlite_log(self):
         path = f"{self.directory}/log.db"
         url = f"sqlite://{path}"
@@ -91,6 +96,7 @@ class LocalMessagesTest(MessageTest):
         ):
             arguments = self.set(f"sqlite://{target}")
             self.check(reason, *arguments, message=message, next_step=next_step)
+        self.check_absent(f"sqlite://{self.directory}/absent/x.db")
         with self.holder(HOLD_TRANSACTION, path) as process:
             self.check(
                 "conflict",
@@ -112,6 +118,7 @@ class LocalMessagesTest(MessageTest):
             ("usage", f"{self.directory}/link", ["link", "symbolic link"], ""),
         ):
             self.check(reason, *self.set(f"file://{target}"), message=message, next_step=next_step)
+        self.check_absent(f"file://{self.directory}/absent/x")
         with self.holder(HOLD_LOCK, f"{path}/default/lock", 0) as process:
             self.check(
                 "conflict",

@@ -8,7 +8,8 @@ from support import EXIT, CliTest, main
 
 READERS = (("get", "a"), ("mget", "a"), ("scan",), ("keys",), ("count",), ("status",),
            ("get", "a", "--update"), ("update",), ("log",), ("check",), ("inspect",), ("doctor",),
-           ("del", "a"), ("rewrite", "--yes"), ("clear", "--yes"))
+           ("del", "a"), ("rewrite", "--yes"), ("clear", "--yes"), ("guard",),
+           ("diff", "/dev/null"), ("rebuild",))
 
 
 class MissingLogTest(CliTest):

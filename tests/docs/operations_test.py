@@ -140,6 +140,8 @@ def verify_unit(program, directory):
     if shutil.which("systemd-analyze") is None:
         print("NOT TESTED: systemd-analyze is not installed")
         return
+    if "Type=notify\n" not in UNIT.read_text():
+        sys.exit(f"{UNIT}: follow tells systemd when it is ready")
     path = pathlib.Path(directory, "whycache-follow@flags.service")
     path.write_text(UNIT.read_text().replace("/usr/bin/whycache", str(program)))
     done = subprocess.run(["systemd-analyze", "verify", "--man=no", path], capture_output=True,
