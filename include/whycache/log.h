@@ -109,6 +109,19 @@ class WHYCACHE_API Log {
     return {read(first, std::numeric_limits<UpdateId>::max(), visit), {}};
   }
 
+  // Waits until there may be an update beyond `after`: at most for `at_most`, and no longer than
+  // call_time_left(). It also returns when a stop of the call is requested. Returns true if the
+  // store says that there may be one, and false otherwise. The answer is a hint: a wake-up without
+  // an update, and an update without a wake-up, cost time and nothing else. The caller reads the
+  // log then, and does so at intervals anyway.
+  //
+  // If this process cannot be woken, for lack of a descriptor for example, throws an Error once
+  // that says why. From then on notifies() returns false, and wait() sleeps. The default sleeps.
+  virtual bool wait(UpdateId after, std::chrono::nanoseconds at_most);
+  // Returns whether the store wakes wait(). If it does not, the caller polls, at an interval that
+  // follows the traffic. Does not block.
+  virtual bool notifies() const noexcept { return false; }
+
   // Visits the parts of the current base in order, until `visit` returns false. Visits nothing
   // while base is 0. Throws Error(unavailable) if the base is replaced midway; the caller then
   // restarts.

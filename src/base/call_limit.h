@@ -4,6 +4,7 @@
 #pragma once
 
 #include <chrono>
+#include <stop_token>
 
 #include "base/clock.h"
 
@@ -22,6 +23,17 @@ class CallLimit {
   static Deadline deadline(std::chrono::milliseconds timeout) {
     return current != nullptr ? current->at_most(timeout) : Deadline(timeout);
   }
+  // Sleeps for `time`, or until the deadline of this thread's calls has passed.
+  static void sleep(std::chrono::nanoseconds time) {
+    if (current != nullptr) {
+      current->sleep(time);
+    } else {
+      Deadline(std::chrono::milliseconds::max()).sleep(time);
+    }
+  }
+  // Returns the token that stops this thread's calls; one that no stop can be requested of if they
+  // have no limit.
+  static std::stop_token stop() { return current != nullptr ? current->stop() : std::stop_token(); }
   // Returns what is left to this thread; the greatest duration if its calls have no limit.
   static std::chrono::nanoseconds remaining() noexcept {
     return current != nullptr ? current->remaining() : std::chrono::nanoseconds::max();

@@ -19,10 +19,18 @@ std::int64_t boot_time_ns() noexcept { return read_clock_ns(CLOCK_BOOTTIME); }
 
 void Deadline::sleep(std::chrono::nanoseconds time) const {
   const std::int64_t until_ns = boot_time_ns() + std::min(time, remaining()).count();
+  // A request to stop wakes this thread, which need not look for one at intervals.
+  std::mutex mutex;
+  std::condition_variable_any stopped;
+  std::unique_lock lock(mutex);
   for (;;) {
     const std::chrono::nanoseconds left(until_ns - boot_time_ns());
     if (left.count() <= 0 || stop_.stop_requested()) return;
-    std::this_thread::sleep_for(std::min(left, std::max(next_wait(), std::chrono::nanoseconds(1))));
+    if (stop_.stop_possible()) {
+      stopped.wait_for(lock, stop_, left, [] { return false; });
+    } else {
+      std::this_thread::sleep_for(left);
+    }
   }
 }
 

@@ -47,6 +47,14 @@ class LazyLog final : public Log {
                   const VisitUpdate& visit) override {
     return log().poll(first, staleness_max, visit);
   }
+  bool wait(UpdateId after, std::chrono::nanoseconds at_most) override {
+    return log().wait(after, at_most);
+  }
+  // A log that is not open yet does not say so: wait() opens it.
+  bool notifies() const noexcept override {
+    const Log* const log = log_.load(std::memory_order_acquire);
+    return log != nullptr && log->notifies();
+  }
   void read_base(const VisitPart& visit) override { log().read_base(visit); }
   bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override {
     return log().rewrite(base, base_chain, next_part);

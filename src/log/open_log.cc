@@ -9,7 +9,6 @@
 
 #include "log/open_log.h"
 
-#include "base/call_limit.h"
 #include "base/url.h"
 #include "log/file_log.h"
 #include "log/log_name.h"
@@ -201,7 +200,5 @@ LogOpener parse_log_url(std::string_view text, std::chrono::milliseconds deadlin
   Url underlying(text.substr(tier_prefix.size()));
   return parse_tier(underlying, deadline);
 }
-
-std::chrono::nanoseconds call_time_left() noexcept { return CallLimit::remaining(); }
 
 }  // namespace whycache

@@ -3,6 +3,7 @@
 
 #include <whycache/log.h>
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -27,6 +28,10 @@ class ForwardingLog : public Log {
   Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override {
     return target_->read(first, last, visit);
   }
+  bool wait(UpdateId after, std::chrono::nanoseconds at_most) override {
+    return target_->wait(after, at_most);
+  }
+  bool notifies() const noexcept override { return target_->notifies(); }
   void read_base(const VisitPart& visit) override { target_->read_base(visit); }
   bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override {
     return target_->rewrite(base, base_chain, next_part);

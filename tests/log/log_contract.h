@@ -1031,6 +1031,58 @@ TEST_P(LogContract, acknowledged_updates_survive_killed_writer) {
   }
 }
 
+// --- Waiting. ---
+
+TEST_P(LogContract, wait_without_an_update_ends_after_its_time) {
+  log_contract::append_up_to(*log, 1);
+  const auto began = std::chrono::steady_clock::now();
+  // A log may wake a waiter for nothing.
+  while (log->wait(1, std::chrono::milliseconds(50))) {
+    ASSERT_LT(std::chrono::steady_clock::now() - began, std::chrono::seconds(10));
+  }
+  EXPECT_LT(std::chrono::steady_clock::now() - began, std::chrono::seconds(10));
+  EXPECT_FALSE(log->wait(1, std::chrono::nanoseconds(0)) && !log->notifies());
+}
+
+TEST_P(LogContract, wait_for_an_update_that_exists_returns_at_once_if_the_log_notifies) {
+  log_contract::append_up_to(*log, 2);
+  log->wait(2, std::chrono::milliseconds(1));
+  if (!log->notifies()) GTEST_SKIP() << "this log does not notify";
+  const auto began = std::chrono::steady_clock::now();
+  EXPECT_TRUE(log->wait(1, std::chrono::seconds(60)));
+  EXPECT_LT(std::chrono::steady_clock::now() - began, std::chrono::seconds(10));
+}
+
+// Several threads wait, since one object serves all threads of a process.
+TEST_P(LogContract, append_wakes_all_waiters_if_the_log_notifies) {
+  log->wait(0, std::chrono::milliseconds(1));
+  if (!log->notifies()) GTEST_SKIP() << "this log does not notify";
+  const std::unique_ptr<Log> writer = store->open();
+  constexpr UpdateId rounds = 20;
+  std::atomic<UpdateId> seen[3] = {};
+  std::vector<std::thread> waiters;
+  for (std::atomic<UpdateId>& head : seen) {
+    waiters.emplace_back([&] {
+      while (head < rounds) {
+        log->wait(head, std::chrono::seconds(60));
+        head = log->extent().head;
+      }
+    });
+  }
+  const auto began = std::chrono::steady_clock::now();
+  for (UpdateId id = 1; id <= rounds; ++id) {
+    log_contract::append_up_to(*writer, id);
+    for (const std::atomic<UpdateId>& head : seen) {
+      while (head < id && std::chrono::steady_clock::now() - began < std::chrono::seconds(50))
+        std::this_thread::sleep_for(std::chrono::microseconds(200));
+      EXPECT_EQ(head, id);
+    }
+  }
+  // A lost wake-up would have cost a minute.
+  EXPECT_LT(std::chrono::steady_clock::now() - began, std::chrono::seconds(50));
+  for (std::thread& waiter : waiters) waiter.join();
+}
+
 TEST_P(LogContract, parent_and_child_append_after_fork) {
   if (!store->is_shared_by_processes()) GTEST_SKIP() << "this log lives in one process";
   log_contract::append_up_to(*log, 3);
