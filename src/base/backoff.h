@@ -53,7 +53,11 @@ class Backoff {
   std::chrono::milliseconds timeout() const { return timeout_; }
   // Why the last attempt failed, for a message if the deadline cuts the next one short.
   const std::string& last_failure() const { return last_failure_; }
-  void note_failure(std::string why) { last_failure_ = std::move(why); }
+  int last_system_error() const { return last_system_error_; }
+  void note_failure(std::string why, int system_error) {
+    last_failure_ = std::move(why);
+    last_system_error_ = system_error;
+  }
   // Pauses since the constructor or reset().
   int pause_count() const { return pause_count_; }
 
@@ -80,6 +84,7 @@ class Backoff {
     next_pause_ = pauses_.first;
     pause_count_ = 0;
     last_failure_.clear();
+    last_system_error_ = 0;
   }
 
  private:
@@ -102,6 +107,7 @@ class Backoff {
   std::chrono::nanoseconds next_pause_ = pauses_.first;
   int pause_count_ = 0;
   std::string last_failure_;
+  int last_system_error_ = 0;
 };
 
 }  // namespace whycache

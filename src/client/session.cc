@@ -23,7 +23,8 @@ std::optional<LogError> out_of_time_error(const Log& log, const Backoff& backoff
                       " deadline_ms=" + std::to_string(backoff.timeout().count()) +
                       " attempts=" + std::to_string(backoff.pause_count() + 1) + ": " +
                       (was_cut ? backoff.last_failure() : std::string(failure.what())),
-                  failure.system_error(), /*gave_up=*/true);
+                  was_cut ? backoff.last_system_error() : failure.system_error(),
+                  /*gave_up=*/true);
 }
 
 std::string retry_message(const Log& log, const Backoff& backoff, const Error& failure,
@@ -132,7 +133,7 @@ void Session::back_off_after(const LogError& error, Backoff& backoff) {
   }
   if (const std::optional<LogError> out_of_time = out_of_time_error(log, backoff, error))
     throw LogError(*out_of_time);
-  backoff.note_failure(error.what());
+  backoff.note_failure(error.what(), error.system_error());
   counters.add(&Counters::log_retries);
   std::optional<std::chrono::nanoseconds> lasted;
   {

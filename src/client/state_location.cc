@@ -190,7 +190,7 @@ Uuid ask_for_uuid(Log& log, const Options& options, const Deadline& deadline) {
     }
     if (const std::optional<LogError> out_of_time = out_of_time_error(log, backoff, *failure))
       throw LogError(*out_of_time);
-    backoff.note_failure(failure->what());
+    backoff.note_failure(failure->what(), failure->system_error());
     if (const std::optional<std::chrono::nanoseconds> lasted = outage.note_failure())
       report_retry(options, retry_message(log, backoff, *failure, *lasted));
     backoff.pause();
