@@ -18,6 +18,7 @@
 #include "cli/command.h"
 #include "cli/escape.h"
 #include "cli/format.h"
+#include "cli/position.h"
 #include "cli/server_checks.h"
 #include "cli/system_checks.h"
 #include "cli/target.h"
@@ -217,23 +218,12 @@ Finding check_log_answers(const Target& target, std::unique_ptr<Log>& log, Exten
   }
 }
 
-Finding check_position(const StateInfo& state, const Extent& extent) {
-  if (state.log_uuid != extent.uuid) {
-    return Finding::bad("position",
-                        fmt::format("the state is of another log: state_uuid={} log_uuid={}",
-                                    to_string(state.log_uuid), to_string(extent.uuid)),
-                        "check --log and --state; if the log was replaced on purpose, `whycache "
-                        "update` builds a new state",
-                        ExitCode::corrupt);
-  }
-  const std::string found = fmt::format("applied id {}, head {}", state.applied_id, extent.head);
-  if (state.applied_id > extent.head) {
-    return Finding::bad("position", "the state is ahead of the log: " + found,
-                        "restore the log from a newer copy, or run `whycache update` to rebuild "
-                        "the state from this one",
-                        ExitCode::corrupt);
-  }
-  return Finding::ok("position", found);
+Finding check_position(const StateFile& state, const Extent& extent, const std::string& name) {
+  if (std::optional<PositionProblem> problem =
+          find_position_problem(*state.info, state.path, extent, name))
+    return Finding::bad("position", problem->found, problem->next_step, ExitCode::corrupt);
+  return Finding::ok("position",
+                     fmt::format("applied id {}, head {}", state.info->applied_id, extent.head));
 }
 
 std::string find_state_path(const Target& target, std::vector<Finding>& findings) {
@@ -296,7 +286,7 @@ void check_cache(const Target& target, std::vector<Finding>& findings) {
     findings.insert(findings.end(), servers.begin(), servers.end());
   }
   if (!state.info) return;
-  if (log) findings.push_back(check_position(*state.info, extent));
+  if (log) findings.push_back(check_position(state, extent, log->name()));
   findings.push_back(check_room_for_rebuild(state));
   try {
     findings.push_back(check_views(state, log.get()));

@@ -21,6 +21,7 @@ struct ImportOriginalArguments {
   bool dry_run = false;
   bool yes = false;
   bool json = false;
+  std::string note;
 };
 
 void check_is_empty(const Cache& cache, bool yes) {
@@ -31,7 +32,7 @@ void check_is_empty(const Cache& cache, bool yes) {
                 "import into a new log, or add --yes");
 }
 
-UpdateId fill(Cache& cache, const OriginalData& data) {
+UpdateId fill(Cache& cache, const OriginalData& data, const std::string& note) {
   if (data.items.empty()) return cache.applied_id();
   return cache.fill(
       [next = data.items.begin(), end = data.items.end()]() mutable -> std::optional<Item> {
@@ -39,20 +40,22 @@ UpdateId fill(Cache& cache, const OriginalData& data) {
         const Item item{next->first, next->second};
         ++next;
         return item;
-      });
+      },
+      {.note = note});
 }
 
 ExitCode import_original_log(const ImportOriginalArguments& arguments, Output& output) {
+  // A source that cannot be imported leaves no new log behind.
+  const OriginalData data = read_original(arguments.source, arguments.skips);
   std::unique_ptr<Cache> cache;
   if (!arguments.dry_run) {
     cache = open_cache(arguments.target);
     cache->update();
     check_is_empty(*cache, arguments.yes);
   }
-  const OriginalData data = read_original(arguments.source, arguments.skips);
   for (const OriginalData::Skipped& skipped : data.skipped)
     print_message(fmt::format("skipped: key={}: {}", escape(skipped.key), escape(skipped.reason)));
-  const UpdateId last_id = cache ? fill(*cache, data) : 0;
+  const UpdateId last_id = cache ? fill(*cache, data, arguments.note) : 0;
   if (arguments.json) {
     Json object{{"items", data.items.size()},
                 {"updates_read", data.updates_read},
@@ -82,6 +85,7 @@ CommandAction prepare_import_original(CLI::App& parser) {
                   "leave out values of other classes, and name their keys");
   add_yes_option(parser, arguments->yes, "proceed although the log has keys");
   add_json_option(parser, arguments->json);
+  add_writer_options(parser, arguments->target, arguments->note);
   add_update_bytes_max_option(parser, arguments->target);
   add_target_options(parser, arguments->target);
   arguments->target.creates_log = true;

@@ -11,6 +11,7 @@
 #include "cli/command.h"
 #include "cli/escape.h"
 #include "cli/format.h"
+#include "cli/position.h"
 #include "cli/target.h"
 #include "log/log_name.h"
 
@@ -67,10 +68,7 @@ struct MachineStatus {
     head = log.extent ? log.extent->head : std::max(state.known_head(), info.applied_id);
   }
 
-  // A state of another log, or of a log that has lost its tail, counts as damaged. The next
-  // update() rebuilds it.
   bool is_of_same_log() const { return !log.extent || log.extent->uuid == info.log_uuid; }
-  bool is_ahead_of_log() const { return log.extent && info.applied_id > log.extent->head; }
   // How far the machine is behind what was last known of the log.
   std::uint64_t known_lag() const { return head > info.applied_id ? head - info.applied_id : 0; }
   // Nullopt: unknown, since the log was not asked or did not answer.
@@ -175,23 +173,11 @@ ExitCode status(const StatusArguments& arguments, Output& output) {
     print(status, output);
   }
   output.flush();
-  if (!status.is_of_same_log()) {
-    throw Failure(
-        ExitCode::corrupt,
-        fmt::format("the state is of another log: path={} state_log={} state_uuid={} "
-                    "log={} log_uuid={}",
-                    status.path, status.info.log_name, to_string(status.info.log_uuid),
-                    log_name(Url(log_url(arguments.target))), to_string(status.log.extent->uuid)),
-        "check --log and --state; `whycache update` builds a new state from this log");
-  }
-  if (status.is_ahead_of_log()) {
-    throw Failure(
-        ExitCode::corrupt,
-        fmt::format("the log has lost updates that this machine has applied: applied_id={} head={}",
-                    status.info.applied_id, status.head),
-        "restore the log from a newer copy, or run `whycache update` to rebuild the state from "
-        "this "
-        "one");
+  if (status.log.extent) {
+    if (const std::optional<PositionProblem> problem =
+            find_position_problem(status.info, status.path, *status.log.extent,
+                                  log_name(Url(log_url(arguments.target)))))
+      throw Failure(ExitCode::corrupt, problem->found, problem->next_step);
   }
   if (arguments.staleness_max &&
       (!status.staleness || *status.staleness > *arguments.staleness_max)) {

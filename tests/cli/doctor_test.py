@@ -71,7 +71,13 @@ class DoctorTest(DoctorTestBase):
         self.sql("DELETE FROM whycache_updates_default WHERE id = 2")
         code, findings = self.findings()
         self.assertEqual((code, findings["position"]["level"]), (EXIT["corrupt"], "bad"))
-        self.assertIn("ahead", findings["position"]["found"])
+        self.assertIn("lost updates", findings["position"]["found"])
+        self.assertNotIn("--accept-replaced-log", findings["position"]["next"])
+        self.sql("DELETE FROM whycache_updates_default")
+        for next_step in (
+            self.findings()[1]["position"]["next"], self.machine.fails("corrupt", "status").err
+        ):
+            self.assertIn("`whycache update --accept-replaced-log`", next_step)
         other = self.another_machine(log=f"sqlite://{self.directory}/other.db")
         other.ok("set", "a", "1")
         code, findings = self.findings("--state", other.state)
@@ -88,6 +94,15 @@ class DoctorTest(DoctorTestBase):
         self.machine.ok("set", "a", "2")
         finding = self.findings()[1]["views"]
         self.assertEqual(finding["level"], "ok", "for a moment")
+        self.assertIn(f"process {reader.pid} (whycache)", finding["found"])
+        many = self.file("many.tsv", "".join(f"a\t{i:03900}\n" for i in range(10_001)))
+        self.machine.ok("import", "--quiet", "--update-bytes-max", "4096", many)
+        finding = self.findings()[1]["views"]
+        self.assertEqual(finding["level"], "ok", "the log says that it is young")
+        code, findings = self.findings("--log", "")
+        self.assertEqual(code, 0)
+        finding = findings["views"]
+        self.assertEqual(finding["level"], "warn", finding)
         self.assertIn(f"process {reader.pid} (whycache)", finding["found"])
 
     def test_other_names_of_the_log_are_a_warning(self):
@@ -162,6 +177,14 @@ class DoctorServersTest(DoctorTestBase):
         self.assertEqual(finding["level"], "warn")
         self.assertIn("read_only", finding["found"])
         self.statement("SET GLOBAL read_only = 0")
+        for skew_s, level, word in ((100, "warn", "ahead"), (-100, "warn", "behind"), (0, "ok", "")):
+            self.statement(
+                f"SET GLOBAL init_connect = 'SET timestamp = UNIX_TIMESTAMP() + {skew_s}'"
+            )
+            finding = self.server_findings(self.url)[1]["server clock"]
+            self.assertEqual(finding["level"], level, finding)
+            self.assertIn(word, finding["found"])
+        self.statement("SET GLOBAL init_connect = ''")
         memcached = f"memcached+{self.url}?memcached=127.0.0.1:{port}"
         result = self.machine.run("doctor", "--json", "--log", memcached, *self.place)
         if "built without memcached" not in result.out.decode():
