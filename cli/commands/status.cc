@@ -174,9 +174,8 @@ ExitCode status(const StatusArguments& arguments, Output& output) {
   }
   output.flush();
   if (status.log.extent) {
-    if (const std::optional<PositionProblem> problem =
-            find_position_problem(status.info, status.path, *status.log.extent,
-                                  log_name(Url(log_url(arguments.target)))))
+    if (const std::optional<PositionProblem> problem = find_position_problem(
+            status.info, status.path, *status.log.extent, log_name(Url(log_url(arguments.target)))))
       throw Failure(ExitCode::corrupt, problem->found, problem->next_step);
   }
   if (arguments.staleness_max &&

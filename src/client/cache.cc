@@ -216,7 +216,9 @@ class Cache::Impl {
   ProcessContext& context() const {
     state();
     if (role_ == Role::attached) NoLog(location_.path).fail();
-    return context_of_this_process();
+    ProcessContext& context = context_of_this_process();
+    context.session.refuse_in_callback();
+    return context;
   }
 
   // Runs a read. If it finds the state damaged, the next update() rebuilds it.
@@ -233,6 +235,7 @@ class Cache::Impl {
 
   void close(bool remove) {
     ProcessContext& context = context_of_this_process();
+    context.session.refuse_in_callback();
     const MutexLock lock(context.lifecycle_mutex);
     if (remove && role_ == Role::attached) NoLog(location_.path).fail();
     State* const state = state_if_open_.exchange(nullptr, std::memory_order_acq_rel);
@@ -266,6 +269,7 @@ class Cache::Impl {
 
   [[gnu::cold, gnu::noinline]] State& reopen() const {
     ProcessContext& context = context_of_this_process();
+    context.session.refuse_in_callback();
     const MutexLock lock(context.lifecycle_mutex);
     if (is_deleted()) {
       throw Error(ErrorKind::invalid, "cache is closed: its state was deleted through this object");
@@ -694,6 +698,7 @@ UpdateId Cache::update(const UpdateOptions& options) {
     return wait_for_others(session, options);
   }
   if (const std::optional<UpdateId> applied = applied_if_fresh(session, options)) return *applied;
+  session.refuse_in_callback();
   Backoff backoff = session.backoff_for(options);
   return follow(session, backoff, options.at_least, options.staleness_max);
 }

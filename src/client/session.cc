@@ -70,10 +70,21 @@ Authorship Session::authorship(std::string note) {
           .note = std::move(note)};
 }
 
+namespace {
+
+// The session whose callback this thread runs.
+thread_local const Session* reporting = nullptr;
+
+}  // namespace
+
+void Session::refuse_in_callback() const {
+  if (reporting != this) return;
+  throw Error(ErrorKind::invalid,
+              "cache was called by its own event callback: log=" + log.name() +
+                  " (let the callback hand the event to another thread, which calls the cache)");
+}
+
 void Session::report(Event::Kind kind, const std::string& message) noexcept {
-  // The session whose callback this thread runs. The callback must not call the cache; if it does,
-  // the events of that call are dropped, rather than waited for by their own thread.
-  static thread_local const Session* reporting = nullptr;
   if (!options.on_event || reporting == this) return;
   const Session* const previous = reporting;
   try {

@@ -83,8 +83,11 @@ class Session {
   Authorship authorship(std::string note);
   const std::string& writer_name() const { return writer_name_; }
 
-  // Calls Options::on_event, never twice at once. Drops what the callback throws.
+  // Calls Options::on_event, never twice at once. Drops what the callback throws, and events of
+  // this session that the callback itself causes.
   void report(Event::Kind kind, const std::string& message) noexcept;
+  // Throws Error(invalid) if this thread runs the callback: the call would wait for itself.
+  void refuse_in_callback() const;
 
   // Returns a backoff for a call with these options.
   template <typename CallOptions>

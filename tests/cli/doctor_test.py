@@ -177,7 +177,8 @@ class DoctorServersTest(DoctorTestBase):
         self.assertEqual(finding["level"], "warn")
         self.assertIn("read_only", finding["found"])
         self.statement("SET GLOBAL read_only = 0")
-        for skew_s, level, word in ((100, "warn", "ahead"), (-100, "warn", "behind"), (0, "ok", "")):
+        skews = ((100, "warn", "ahead"), (-100, "warn", "behind"), (0, "ok", ""))
+        for skew_s, level, word in skews:
             self.statement(
                 f"SET GLOBAL init_connect = 'SET timestamp = UNIX_TIMESTAMP() + {skew_s}'"
             )

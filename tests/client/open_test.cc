@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <utility>
 
@@ -157,18 +158,27 @@ TEST(Open, lock_of_another_process_delays_neither_open_now_nor_deadlines) {
   EXPECT_LT(std::chrono::steady_clock::now() - began, milliseconds(2000));
 }
 
-// The callback must not do that; it gets an error then, and does not wait for itself.
-TEST(Open, event_callback_that_calls_the_cache_does_not_hang) {
+TEST(Open, event_callback_reads_the_cache_and_is_refused_what_would_wait_for_itself) {
   const Fleet fleet;
   std::atomic<bool> away{false};
   Cache* called = nullptr;
   int events = 0;
   Options options;
-  options.on_event = [&](const Event&) {
+  options.on_event = [&](const Event& event) {
     ++events;
-    expect_error(ErrorKind::unavailable, [&] {
-      called->update({.staleness_max = {}, .at_least = 0, .deadline = milliseconds(30)});
-    });
+    const std::string_view reason = "its own event callback";
+    expect_error(
+        ErrorKind::invalid, [&] { called->update(); }, reason);
+    expect_error(
+        ErrorKind::invalid, [&] { called->set("a", "2"); }, reason);
+    expect_error(
+        ErrorKind::invalid, [&] { called->close_shared_state(); }, reason);
+    if (event.kind == Event::Kind::stray_state || event.kind == Event::Kind::rebuilt) {
+      expect_error(  // it is being opened again
+          ErrorKind::invalid, [&] { static_cast<void>(called->get("a")); }, reason);
+    } else {
+      EXPECT_EQ(called->get("a"), "1");
+    }
   };
   Cache cache = fleet.open("berlin", script_of_log_away(away), options);
   called = &cache;
@@ -180,6 +190,13 @@ TEST(Open, event_callback_that_calls_the_cache_does_not_hang) {
   EXPECT_GE(events, 1);
   away = false;
   EXPECT_EQ(cache.update(), 1U);
+
+  events = 0;
+  const std::string path = cache.state_path();
+  cache.close_shared_state();
+  std::filesystem::remove(path);
+  EXPECT_EQ(cache.get("a"), "1");
+  EXPECT_GE(events, 1);
 }
 
 TEST(Open, cache_that_was_moved_from_throws_invalid) {
