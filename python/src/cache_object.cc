@@ -103,6 +103,8 @@ struct InitArguments {
   int attach = 0;
   int wait = 1;
   int any_file_system = 0;
+  int create_log = 1;
+  int accept_replaced_log = 0;
   int split_updates = 1;
   unsigned long long state_bytes_max = Options().state_bytes_max;
   unsigned long long queue_bytes_max = Options().queue_bytes_max;
@@ -120,6 +122,8 @@ struct InitArguments {
                                   "state_mode",
                                   "state_bytes_max",
                                   "any_file_system",
+                                  "create_log",
+                                  "accept_replaced_log",
                                   "update_bytes_max",
                                   "split_updates",
                                   "deadline_ms",
@@ -131,9 +135,9 @@ struct InitArguments {
                                   "on_event",
                                   nullptr};
     return PyArg_ParseTupleAndKeywords(
-               arguments, keywords, "OO|$sOppOKpIpLKOOOsO:Cache", const_cast<char**>(names), &log,
+               arguments, keywords, "OO|$sOppOKpppIpLKOOOsO:Cache", const_cast<char**>(names), &log,
                &codec, &name, &state_path, &attach, &wait, &state_mode, &state_bytes_max,
-               &any_file_system, &update_bytes_max, &split_updates, &deadline_ms, &queue_bytes_max,
+               &any_file_system, &create_log, &accept_replaced_log, &update_bytes_max, &split_updates, &deadline_ms, &queue_bytes_max,
                &erased_keys_max, &erased_share_max, &validate, &writer_name, &on_event) != 0;
   }
 };
@@ -159,6 +163,8 @@ bool read_options(CacheObject& self, const InitArguments& given, Options& option
   }
   options.state_bytes_max = given.state_bytes_max;
   options.any_file_system = given.any_file_system != 0;
+  options.create_log = given.create_log != 0;
+  options.accept_replaced_log = given.accept_replaced_log != 0;
   options.update_bytes_max = given.update_bytes_max;
   options.split_updates = given.split_updates != 0;
   options.deadline = std::chrono::milliseconds(given.deadline_ms);

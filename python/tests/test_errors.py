@@ -330,3 +330,29 @@ def test_huge_deadline_is_no_overflow(url, state):
     with whycache.Cache(url, state_path=state, deadline=float("inf")) as cache:
         assert cache.set(b"a", b"1", deadline=1e300) == 1
         assert cache.update(deadline=float("inf")) == 1
+
+
+def test_missing_log_is_created_only_if_allowed(tmp_path, state):
+    url = f"sqlite://{tmp_path}/new.db"
+    with pytest.raises(whycache.InvalidError, match="does not exist"):
+        whycache.Cache(url, state_path=state, create_log=False)
+    assert not (tmp_path / "new.db").exists()
+    with whycache.Cache(url, state_path=state) as cache:
+        cache[b"a"] = b"1"
+    with whycache.Cache(url, state_path=state, create_log=False) as cache:
+        assert cache[b"a"] == b"1"
+
+
+def test_empty_log_in_place_of_another_empties_the_state_only_if_accepted(tmp_path, state):
+    url = f"sqlite://{tmp_path}/replaced.db"
+    with whycache.Cache(url, state_path=state) as cache:
+        cache[b"a"] = b"1"
+    (tmp_path / "replaced.db").unlink()
+    whycache.Cache(url, state_path=tmp_path / "other.state").close()
+    with whycache.Cache(url, state_path=state) as cache:
+        with pytest.raises(whycache.CorruptError, match="log is empty"):
+            cache.update()
+        assert cache[b"a"] == b"1"
+    with whycache.Cache(url, state_path=state, accept_replaced_log=True) as cache:
+        cache.update()
+        assert len(cache) == 0

@@ -247,6 +247,8 @@ class Operations(_whycache.BaseCache):
         state_mode: int | None = None,
         state_bytes_max: int = 64 << 30,
         any_file_system: bool = False,
+        create_log: bool = True,
+        accept_replaced_log: bool = False,
         update_bytes_max: int = 1 << 20,
         split_updates: bool = True,
         deadline: Any = 10.0,
@@ -284,7 +286,8 @@ class Operations(_whycache.BaseCache):
         super().__init__(
             log, codec, name=name, state_path=state_path, wait=wait, state_mode=state_mode,
             state_bytes_max=_bytes_max("state_bytes_max", state_bytes_max, 64),
-            any_file_system=any_file_system,
+            any_file_system=any_file_system, create_log=create_log,
+            accept_replaced_log=accept_replaced_log,
             update_bytes_max=_bytes_max("update_bytes_max", update_bytes_max, 32),
             split_updates=split_updates, deadline_ms=_milliseconds(deadline),
             queue_bytes_max=_bytes_max("queue_bytes_max", queue_bytes_max, 64),

@@ -36,8 +36,9 @@ class Cache(Operations):
         self, log: str | Log, *, codec: str = "typed", name: str = "",
         state_path: str | bytes | PathLike[str] | None = None, wait: bool = True,
         state_mode: int | None = None, state_bytes_max: int = ..., any_file_system: bool = False,
-        update_bytes_max: int = ..., split_updates: bool = True, deadline: _Seconds = 10.0,
-        queue_bytes_max: int = ..., staleness_max: _Seconds | None = None,
+        create_log: bool = True, accept_replaced_log: bool = False, update_bytes_max: int = ...,
+        split_updates: bool = True, deadline: _Seconds = 10.0, queue_bytes_max: int = ...,
+        staleness_max: _Seconds | None = None,
         erased_keys_max: int | None = None, erased_share_max: float | None = None,
         validate: Callable[[Change], str | None] | None = None, writer_name: str = "",
         on_event: Callable[[Event], object] | None = None) -> None: ...
