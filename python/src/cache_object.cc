@@ -137,8 +137,9 @@ struct InitArguments {
     return PyArg_ParseTupleAndKeywords(
                arguments, keywords, "OO|$sOppOKpppIpLKOOOsO:Cache", const_cast<char**>(names), &log,
                &codec, &name, &state_path, &attach, &wait, &state_mode, &state_bytes_max,
-               &any_file_system, &create_log, &accept_replaced_log, &update_bytes_max, &split_updates, &deadline_ms, &queue_bytes_max,
-               &erased_keys_max, &erased_share_max, &validate, &writer_name, &on_event) != 0;
+               &any_file_system, &create_log, &accept_replaced_log, &update_bytes_max,
+               &split_updates, &deadline_ms, &queue_bytes_max, &erased_keys_max, &erased_share_max,
+               &validate, &writer_name, &on_event) != 0;
   }
 };
 

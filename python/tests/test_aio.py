@@ -79,6 +79,39 @@ async def test_errors_are_raised_where_they_are_awaited(cache):
         await cache.update(at_least=99, deadline=0.05)
 
 
+async def test_write_is_given_to_tasks(cache, tmp_path):
+    async with asyncio.TaskGroup() as tasks:
+        one = tasks.create_task(cache.set(b"a", b"1"))
+        two = tasks.create_task(cache.set(b"b", b"2"))
+    assert (one.result(), two.result()) in ((1, 2), (1, 1))
+    write = cache.set(b"c", b"3")
+    outcomes = await asyncio.gather(*(asyncio.create_task(write) for _ in range(3)), write)
+    assert len(set(outcomes)) == 1
+    assert await asyncio.wait_for(write, 10) == outcomes[0]
+    class FullLog(SlowLog):
+        def append(self, id, update):
+            raise whycache.LimitError("disk full")
+
+    async with aio.Cache(FullLog("full"), state_path=tmp_path / "full.state") as full:
+        refused = asyncio.create_task(full.set(b"a", b"1"))
+        with pytest.raises(whycache.LimitError, match="disk full"):
+            await refused
+
+
+@pytest.mark.parametrize("pauses", [0, 1])
+async def test_cancelled_task_of_a_write_names_it(cache, pauses):
+    write = cache.set(b"a", b"1")
+    task = asyncio.create_task(write)
+    for _ in range(pauses):
+        await asyncio.sleep(0)
+    if task.cancel():
+        with pytest.raises(asyncio.CancelledError) as cancelled:
+            await task
+        assert cancelled.value.write is write
+    assert await write == 1
+    assert cache[b"a"] == b"1"
+
+
 async def test_64_tasks_write_in_groups(cache):
     ids = await asyncio.gather(*(cache.set(b"%d" % i, b"1") for i in range(64)))
 

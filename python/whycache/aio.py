@@ -2,8 +2,8 @@
 
 import asyncio
 import weakref
-from collections.abc import Generator, Mapping
-from typing import Any, Generic, TypeVar
+from collections.abc import Coroutine, Generator, Mapping
+from typing import Any, TypeVar
 
 from whycache import _whycache
 from whycache._operations import _UNSET, Operations, _milliseconds, _nanoseconds
@@ -43,19 +43,20 @@ def _running_side() -> _LoopSide:
     return side
 
 
-class Write(Generic[_T]):
-    """A call that has been started: await it for its outcome.
+class Write(Coroutine[Any, Any, _T]):
+    """A call that has been started: await it for its outcome, or give it to a task.
 
     It goes on if the task that awaits it is cancelled. The CancelledError then has it as its
     attribute `write`, and it can be awaited again.
     """
 
-    __slots__ = ("_loop", "_pending")
+    __slots__ = ("_loop", "_pending", "_steps")
 
     def __init__(self, pending: _whycache.Pending,
                  loop: "weakref.ref[asyncio.AbstractEventLoop]") -> None:
         self._pending = pending
         self._loop = loop  # which is woken
+        self._steps: dict[asyncio.Task[Any] | None, Generator[Any, None, _T]] = {}
 
     def done(self) -> bool:
         """Returns whether the outcome is known."""
@@ -88,6 +89,34 @@ class Write(Generic[_T]):
                 error.write = self  # type: ignore[attr-defined]
                 raise
         return pending.result(0)  # type: ignore[no-any-return]
+
+    # A task takes nothing but a coroutine, and drives it by these. Unlike others, this one can be
+    # given to several tasks, of several event loops: each has steps of its own.
+
+    def _steps_of_task(self) -> Generator[Any, None, _T]:
+        steps = self._steps.get(asyncio.current_task())
+        if steps is None:
+            steps = self._steps[asyncio.current_task()] = self.__await__()
+        return steps
+
+    def send(self, value: Any, /) -> Any:
+        try:
+            return self._steps_of_task().send(value)
+        except BaseException:
+            self._steps.pop(asyncio.current_task(), None)
+            raise
+
+    def throw(self, *error: Any) -> Any:
+        try:
+            return self._steps_of_task().throw(*error)
+        except BaseException as raised:
+            self._steps.pop(asyncio.current_task(), None)
+            if isinstance(raised, asyncio.CancelledError):  # perhaps before the first step
+                raised.write = self  # type: ignore[attr-defined]
+            raise
+
+    def close(self) -> None:
+        """Does nothing: what was started goes on."""
 
 
 class Cache(Operations):

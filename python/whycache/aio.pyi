@@ -2,10 +2,18 @@
 
 import weakref
 from asyncio import AbstractEventLoop
-from collections.abc import AsyncIterable, Awaitable, Callable, Generator, Iterable, Mapping
+from collections.abc import (
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Mapping,
+)
 from datetime import timedelta
 from os import PathLike
-from typing import Any, Generic, Self, TypeAlias, TypeVar, overload
+from typing import Any, Self, TypeAlias, TypeVar, overload
 
 from whycache._log import Log
 from whycache._operations import (
@@ -24,12 +32,15 @@ _T = TypeVar("_T")
 _Seconds: TypeAlias = float | timedelta
 _Items: TypeAlias = Mapping[bytes, Any] | Iterable[tuple[bytes, Any]]
 
-class Write(Generic[_T]):
+class Write(Coroutine[Any, Any, _T]):
     def __init__(self, pending: Pending,
                  loop: weakref.ref[AbstractEventLoop]) -> None: ...
     def done(self) -> bool: ...
     def result(self, timeout: float | None = None) -> _T: ...
     def __await__(self) -> Generator[Any, None, _T]: ...
+    def send(self, value: Any, /) -> Any: ...
+    def throw(self, *error: Any) -> Any: ...
+    def close(self) -> None: ...
 
 class Cache(Operations):
     def __init__(
