@@ -65,20 +65,35 @@ class CloseAgain {
   Handle& handle_;
 };
 
-// Starts a call on a worker's thread.
+// A call that began this soon was not kept waiting by others: its thread had to be started.
+constexpr std::chrono::milliseconds started_late_min{20};
+
+// Starts a call on a worker's thread. If no thread is free before the deadline, the call fails.
 PyObject* start_call(CacheObject& self, const std::shared_ptr<LoopWaker>& waker,
+                     const std::optional<std::chrono::milliseconds>& deadline,
                      std::function<Outcome(Cache&, std::stop_token)> call) {
   const std::shared_ptr<Handle> handle = handle_to_wait_for(self);
   if (!handle) return nullptr;
+  const std::chrono::milliseconds time = deadline.value_or(handle->deadline);
+  const auto asked = std::chrono::steady_clock::now();
   try {
     auto state = std::make_shared<PendingState>(waker, handle->calls_under_way);
     Ref pending(make_pending(*self.module, state, reinterpret_cast<PyObject*>(&self)));
     if (!pending) return nullptr;
-    self.module->runtime->workers()->run([handle, state, call = std::move(call)] {
+    self.module->runtime->workers()->run([handle, state, time, asked, call = std::move(call)] {
       state->run([&](std::stop_token stop) {
         if (handle->closed) {
           throw Error(ErrorKind::unavailable,
                       "cache was closed before this was begun, nothing was written");
+        }
+        const auto waited = std::chrono::steady_clock::now() - asked;
+        if (waited > std::max(time, started_late_min)) {
+          throw Error(
+              ErrorKind::unavailable,
+              "call was not begun until its deadline, since " +
+                  std::to_string(Workers::threads_max) +
+                  " others of this process wait for a log, nothing was written: deadline_ms=" +
+                  std::to_string(time.count()));
         }
         const CloseAgain at_end(*handle);
         return call(handle->cache, std::move(stop));
@@ -310,7 +325,7 @@ PyObject* cache_start_commit(PyObject* object, PyObject* const* arguments, Py_ss
     ChangeList list;
     if (PyErr_Occurred() != nullptr || !list.read(self, arguments[3], arguments[4])) return nullptr;
     const auto changes = std::make_shared<const OwnedChanges>(list.changes());
-    return start_call(self, call.waker,
+    return start_call(self, call.waker, call.deadline,
                       [then = *view, keys = std::move(keys), ranges = std::move(ranges), changes,
                        call](Cache& cache, std::stop_token stop) -> Outcome {
                         const auto same_items = [](const Items& a, const Items& b) {
@@ -368,7 +383,7 @@ PyObject* cache_start_set_if(PyObject* object, PyObject* const* arguments, Py_ss
   };
   try {
     return start_call(
-        self, call.waker,
+        self, call.waker, call.deadline,
         [key = std::string(key), expected = owned(arguments[1], expected),
          value = owned(arguments[2], value), call](Cache& cache, std::stop_token stop) -> Outcome {
           const WriteOptions options = write_options(call, std::move(stop));
@@ -403,7 +418,7 @@ PyObject* cache_start_set_if_version(PyObject* object, PyObject* const* argument
     return PyErr_Format(PyExc_TypeError, "value must be None or a tuple of one value");
   if (sets && !value.encode(self, PyTuple_GET_ITEM(arguments[2], 0))) return nullptr;
   try {
-    return start_call(self, call.waker,
+    return start_call(self, call.waker, call.deadline,
                       [key = std::string(key), version, sets, value = std::string(value.view()),
                        call](Cache& cache, std::stop_token stop) -> Outcome {
                         const WriteOptions options = write_options(call, std::move(stop));
@@ -429,7 +444,7 @@ PyObject* cache_start_add(PyObject* object, PyObject* const* arguments, Py_ssize
   const long long delta = PyLong_AsLongLong(arguments[1]);
   if (delta == -1 && PyErr_Occurred() != nullptr) return nullptr;
   return start_call(
-      self, call.waker,
+      self, call.waker, call.deadline,
       [key = std::string(key), delta, call](Cache& cache, std::stop_token stop) -> Outcome {
         return cache.add(key, delta, write_options(call, std::move(stop)));
       });
@@ -445,9 +460,10 @@ PyObject* cache_start_delete_range(PyObject* object, PyObject* const* arguments,
   if (!read_call(self, arguments, call) ||
       !read_range(*self.module, arguments + 3, 0, names, range, nullptr))
     return nullptr;
-  return start_call(self, call.waker, [range, call](Cache& cache, std::stop_token stop) -> Outcome {
-    return cache.erase(range, write_options(call, std::move(stop)));
-  });
+  return start_call(self, call.waker, call.deadline,
+                    [range, call](Cache& cache, std::stop_token stop) -> Outcome {
+                      return cache.erase(range, write_options(call, std::move(stop)));
+                    });
 }
 
 namespace {
@@ -473,11 +489,12 @@ PyObject* cache_start_update(PyObject* object, PyObject* const* arguments, Py_ss
       !read_deadline(arguments[2], options.deadline) ||
       !waker_of(*self.module, arguments[3], waker))
     return nullptr;
-  return start_call(self, waker, [options](Cache& cache, std::stop_token stop) -> Outcome {
-    UpdateOptions with_stop = options;
-    with_stop.stop = std::move(stop);
-    return cache.update(with_stop);
-  });
+  return start_call(self, waker, options.deadline,
+                    [options](Cache& cache, std::stop_token stop) -> Outcome {
+                      UpdateOptions with_stop = options;
+                      with_stop.stop = std::move(stop);
+                      return cache.update(with_stop);
+                    });
 }
 
 // update_if_fresh(staleness_ns, at_least): the applied id if update() need not ask the log, or
@@ -529,7 +546,7 @@ PyObject* cache_start_rewrite(PyObject* object, PyObject* const* arguments, Py_s
       return keeps == 1;
     };
   }
-  return start_call(self, waker, [limit, keep](Cache& cache, std::stop_token stop) -> Outcome {
+  return start_call(self, waker, {}, [limit, keep](Cache& cache, std::stop_token stop) -> Outcome {
     return cache.rewrite_history({.limit = limit, .keep = keep, .stop = std::move(stop)});
   });
 }
@@ -539,7 +556,7 @@ PyObject* cache_start_delete_all_history(PyObject* object, PyObject* completions
   CacheObject& self = cache_of(object);
   std::shared_ptr<LoopWaker> waker;
   if (!waker_of(*self.module, completions, waker)) return nullptr;
-  return start_call(self, waker, [](Cache& cache, const std::stop_token& /*stop*/) -> Outcome {
+  return start_call(self, waker, {}, [](Cache& cache, const std::stop_token& /*stop*/) -> Outcome {
     return cache.delete_all_history();
   });
 }
@@ -564,7 +581,7 @@ PyObject* cache_start_close(PyObject* object, PyObject* /*unused*/) {
     auto state = std::make_shared<PendingState>(nullptr, handle->calls_under_way);
     Ref pending(make_pending(*self.module, state, object));
     if (!pending) return nullptr;
-    self.module->runtime->workers()->run([handle, state] {
+    self.module->runtime->workers()->run_at_once([handle, state] {
       state->run([&](const std::stop_token& /*stop*/) -> Outcome {
         handle->close();
         return std::monostate();

@@ -220,7 +220,9 @@ int cache_init(PyObject* object, PyObject* arguments, PyObject* keywords) {
   if (!given.parse(arguments, keywords) || !find_codec(given.codec, self.codec)) return -1;
   try {
     self.handle = open_cache(self, given);
-    return self.handle ? 0 : -1;
+    if (!self.handle) return -1;
+    self.handle->deadline = std::chrono::milliseconds(given.deadline_ms);
+    return 0;
   } catch (...) {
     set_current_error(*self.module);
     return -1;

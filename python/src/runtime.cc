@@ -39,17 +39,18 @@ PyGILState_STATE take_gil_of_any_thread() {
   }
 }
 
-void Workers::run(std::function<void()> call) {
+void Workers::run(std::function<void()> call, std::size_t threads_max_of_call) {
   const std::lock_guard lock(mutex_);
-  calls_.push_back(std::move(call));
-  if (idle_count_ < calls_.size() && thread_count_ < threads_max) {
+  const bool is_urgent = threads_max_of_call > threads_max;
+  calls_.insert(is_urgent ? calls_.begin() : calls_.end(), std::move(call));
+  if (idle_count_ < calls_.size() && thread_count_ < threads_max_of_call) {
     try {
       const BlockedSignals blocked;
       std::thread([self = shared_from_this()] { self->work(); }).detach();
       ++thread_count_;
     } catch (const std::system_error& error) {
       if (thread_count_ == 0) {
-        calls_.pop_back();
+        calls_.clear();  // there is no other: without threads, none is waiting
         throw Error(ErrorKind::limit,
                     std::string("cannot start a thread, nothing was done: reason=\"") +
                         error.code().message() +

@@ -5,6 +5,7 @@
 #include <whycache/cache.h>
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -29,9 +30,12 @@ class Workers : public std::enable_shared_from_this<Workers> {
   static constexpr std::size_t threads_max = 64;
 
   // Throws Error(limit) if no thread can be started, and none is running.
-  void run(std::function<void()> call);
+  void run(std::function<void()> call) { run(std::move(call), threads_max); }
+  // The same, at once, for what ends the calls that others wait for.
+  void run_at_once(std::function<void()> call) { run(std::move(call), 2 * threads_max); }
 
  private:
+  void run(std::function<void()> call, std::size_t threads_max_of_call);
   void work();
 
   std::mutex mutex_;
@@ -141,6 +145,8 @@ struct Handle {
   }
 
   Cache cache;
+  // Of calls that have none of their own.
+  std::chrono::milliseconds deadline = Options().deadline;
   // Set by close(): calls then fail instead of opening the state again.
   std::atomic<bool> closed{false};
   // The calls that have been started and have not finished. Shared with them: a call may finish

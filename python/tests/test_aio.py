@@ -360,3 +360,38 @@ async def test_calls_that_have_not_begun_fail_when_the_cache_is_closed(url, stat
     assert isinstance(outcomes[-1], whycache.UnavailableError)
     with pytest.raises(whycache.InvalidError, match="closed"):
         cache.get(b"a")
+
+
+def test_calls_beyond_the_number_of_threads_end_at_their_deadline(tmp_path):
+    hangs = threading.Event()
+
+    class HangingLog(SlowLog):
+        def extent(self):
+            while hangs.is_set() and whycache.call_time_left() > 0:
+                time.sleep(0.01)
+            if hangs.is_set():
+                raise whycache.UnavailableError("no answer")
+            return super().extent()
+
+        def read(self, first, last):
+            self.extent()
+            return super().read(first, last)
+
+    async def main():
+        caches = [aio.Cache(HangingLog("hanging"), state_path=tmp_path / f"{i}.state")
+                  for i in range(2)]
+        hangs.set()
+        outcomes = await asyncio.gather(
+            *(cache.update(deadline=1) for cache in caches for _ in range(100)),
+            return_exceptions=True)
+        assert all(isinstance(outcome, whycache.UnavailableError) for outcome in outcomes)
+        assert any("was not begun" in str(outcome) for outcome in outcomes)
+        late = [asyncio.create_task(caches[0].update(deadline=8)) for _ in range(70)]
+        await asyncio.sleep(0.5)
+        began = time.monotonic()
+        for cache in caches:
+            await cache.aclose()
+        assert time.monotonic() - began < 5
+        await asyncio.gather(*late, return_exceptions=True)
+
+    asyncio.run(main())
