@@ -387,6 +387,9 @@ TEST_F(FileTest, state_survives_what_a_process_without_standard_streams_prints) 
 
 // Whatever cannot be opened any more, the message names the limit.
 TEST_F(FileTest, exhausted_descriptors_are_named_as_the_cause) {
+#if defined(__SANITIZE_ADDRESS__)
+  GTEST_SKIP() << "NOT TESTED: the check of virtual table pointers needs descriptors";
+#endif
   ASSERT_EQ(run_in_child([&]() -> std::string {
               TestState(path()).apply({{"a", "1"}});
               return "";
@@ -1513,6 +1516,9 @@ TEST_F(FileTest, removed_state_is_unusable_for_every_reader) {
 
 // A process that has read the boot id keeps it, so this needs another program.
 TEST_F(FileTest, missing_boot_id_gives_error_invalid) {
+#if defined(__SANITIZE_ADDRESS__)
+  GTEST_SKIP() << "NOT TESTED: AddressSanitizer finds the stack by /proc";
+#endif
   const std::string program = WHYCACHE_TEST_BIN "/whycache";
   if (::geteuid() != 0 || ::access(program.c_str(), X_OK) != 0)
     GTEST_SKIP() << "NOT TESTED: needs root and the command line";

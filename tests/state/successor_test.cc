@@ -86,6 +86,9 @@ void use_up_descriptors() {
 }
 
 TEST_F(SuccessorTest, process_without_descriptors_reads_the_new_file) {
+#if defined(__SANITIZE_ADDRESS__)
+  GTEST_SKIP() << "NOT TESTED: the check of virtual table pointers needs descriptors";
+#endif
   for (const bool as_view : {false, true})
     EXPECT_EQ(value_after_replacement(use_up_descriptors, as_view), "read new");
 }
@@ -167,6 +170,9 @@ TEST_F(SuccessorTest, process_in_a_chroot_throws) {
 
 // A prefork server opens the state in its master.
 TEST_F(SuccessorTest, forked_child_without_descriptors_reads_the_new_file) {
+#if defined(__SANITIZE_ADDRESS__)
+  GTEST_SKIP() << "NOT TESTED: the check of virtual table pointers needs descriptors";
+#endif
   const testing::SharedWithChildren<std::atomic<int>> step;
   const TestState of_master(path_);
   ASSERT_EQ(of_master.get("k"), "old");
