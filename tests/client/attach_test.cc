@@ -161,7 +161,7 @@ TEST(Attach, state_that_a_reader_attached_to_first_is_adopted_and_not_rebuilt) {
     attached.update({.staleness_max = std::chrono::minutes(1)});
     return view.get("a") == "1" && attached.get("a") == "100" ? "" : "values";
   });
-  while (*step != 1) std::this_thread::sleep_for(milliseconds(1));
+  testing::wait_for_step(step, 1);
   testing::Events events;
   Options options;
   options.on_event = events.listener();

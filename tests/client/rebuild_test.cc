@@ -642,7 +642,7 @@ TEST(TwoLogsOfOneUrl, process_never_reads_state_of_the_other_log) {
       Cache cache(url, options);
       cache.set("whose", "ours");
       *step = 1;
-      while (*step != 2) std::this_thread::sleep_for(milliseconds(1));
+      testing::wait_for_step(step, 2);
       const auto check = [&](const char* what, const auto& call) -> std::string {
         try {
           return call() == "ours" ? "" : std::string(what) + " returns another log's value";

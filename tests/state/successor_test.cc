@@ -55,7 +55,7 @@ class SuccessorTest : public ::testing::Test {
       if (state.get("k") != "old") return "the old value cannot be read";
       prepare();
       *step = 1;
-      while (*step != 2) ::usleep(1000);
+      testing::wait_for_step(step, 2);
       try {
         if (as_view) {
           const View view = state.view();
@@ -66,7 +66,7 @@ class SuccessorTest : public ::testing::Test {
         return "threw " + std::string(to_string(error.kind())) + ": " + error.what();
       }
     });
-    while (*step != 1) ::usleep(1000);
+    testing::wait_for_step(step, 1);
     EXPECT_EQ(replace("new"), "");
     *step = 2;
     return reader.wait();
@@ -94,16 +94,19 @@ TEST_F(SuccessorTest, process_without_descriptors_reads_the_new_file) {
 }
 
 TEST_F(SuccessorTest, process_whose_spare_descriptor_is_in_use_throws) {
+#if defined(__SANITIZE_ADDRESS__)
+  GTEST_SKIP() << "NOT TESTED: the check of virtual table pointers needs descriptors";
+#endif
   const testing::SharedWithChildren<std::atomic<int>> step;
   ChildProcess reader([&]() -> std::string {
     const TestState state(path_);
     const View first = state.view();  // keeps the first file, and its descriptor, open
     use_up_descriptors();
     *step = 1;
-    while (*step != 2) ::usleep(1000);
+    testing::wait_for_step(step, 2);
     if (state.get("k") != "second") return "the second value cannot be read";
     *step = 3;
-    while (*step != 4) ::usleep(1000);
+    testing::wait_for_step(step, 4);
     for (int i = 0; i < 3; ++i) {
       try {
         return "read " + state.get("k").value_or("nothing");
@@ -117,10 +120,10 @@ TEST_F(SuccessorTest, process_whose_spare_descriptor_is_in_use_throws) {
     ::usleep(20'000);
     return state.get("k") == "third" ? "" : "the third value is not read with a descriptor";
   });
-  while (*step != 1) ::usleep(1000);
+  testing::wait_for_step(step, 1);
   EXPECT_EQ(replace("second"), "");
   *step = 2;
-  while (*step != 3) ::usleep(1000);
+  testing::wait_for_step(step, 3);
   EXPECT_EQ(replace("third"), "");
   *step = 4;
   EXPECT_EQ(reader.wait(), "");
@@ -179,10 +182,10 @@ TEST_F(SuccessorTest, forked_child_without_descriptors_reads_the_new_file) {
   ChildProcess reader([&]() -> std::string {
     use_up_descriptors();
     *step = 1;
-    while (*step != 2) ::usleep(1000);
+    testing::wait_for_step(step, 2);
     return of_master.get("k") == "new" ? "" : "does not read the new file";
   });
-  while (*step != 1) ::usleep(1000);
+  testing::wait_for_step(step, 1);
   EXPECT_EQ(replace("new"), "");
   *step = 2;
   EXPECT_EQ(reader.wait(), "");

@@ -5,7 +5,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <csignal>
 #include <cstdint>
 #include <cstdlib>
@@ -44,6 +46,17 @@ class SharedWithChildren {
  private:
   T* shared_;
 };
+
+// Waits until `step` has the value that another process stores. Throws if that takes too long, as
+// when that process has ended.
+inline void wait_for_step(const SharedWithChildren<std::atomic<int>>& step, int value) {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  while (*step != value) {
+    if (std::chrono::steady_clock::now() > end)
+      throw std::runtime_error("no other process came to step " + std::to_string(value));
+    ::usleep(1000);
+  }
+}
 
 // A forked child that runs `body`. `body` returns what failed, or "" if nothing did. The destructor
 // kills the child.
