@@ -866,8 +866,9 @@ bool State::is_mostly_free() const {
   // A copy: a writer may be changing it.
   AllocatorState state;
   std::memcpy(&state, &mapping->header().allocator_state, sizeof state);
+  // What the last update retired is free at the next one.
   return state.segment_count * segment_bytes >= large_bytes &&
-         state.free_count > state.segment_count / 2;
+         state.free_count + state.retired_count > state.segment_count / 2;
 }
 
 StateInspection State::inspect() const {

@@ -1081,5 +1081,41 @@ TEST(Rebuild, rebuild_after_lost_tail_reads_log_twice_only) {
   EXPECT_EQ(script->read_count - before, 2) << "one read detects the loss, one rebuilds";
 }
 
+// What `whycache follow` does now and then.
+TEST(Rebuild, large_state_that_is_mostly_free_is_shrunk) {
+  const Fleet fleet;
+  Events events;
+  Options options;
+  options.on_event = events.listener();
+  Cache cache = fleet.open("berlin", options);
+  const auto bytes = [&] { return fs::file_size(cache.state_path()); };
+  const std::string value(100'000, 'v');
+  const auto fill = [&](int items) {
+    int next = 0;
+    cache.fill([&, key = std::string()]() mutable -> std::optional<Item> {
+      if (next == items) return std::nullopt;
+      key = "key" + std::to_string(next++);
+      return Item{key, value};
+    });
+  };
+  fill(100);
+  cache.erase_prefix("key");
+  EXPECT_FALSE(CacheInternal::shrink(cache)) << "a small state is left alone";
+
+  fill(700);
+  EXPECT_FALSE(CacheInternal::shrink(cache)) << "it is full";
+  const std::uint64_t full = bytes();
+  Cache reader = fleet.open("berlin");
+  cache.erase(KeyRange{"key1", {}});
+  EXPECT_TRUE(CacheInternal::shrink(cache));
+  EXPECT_LT(bytes(), full / 4);
+  EXPECT_EQ(cache.counters().rebuilds_to_shrink, 1U);
+  EXPECT_THAT(events.messages(Event::Kind::rebuilt), HasSubstr("most of it was free"));
+  EXPECT_FALSE(CacheInternal::shrink(cache)) << "it is small now";
+  EXPECT_EQ(reader.get("key0"), value);
+  EXPECT_EQ(reader.size(), 1U);
+  EXPECT_EQ(reader.digest(), cache.digest());
+}
+
 }  // namespace
 }  // namespace whycache::testing
