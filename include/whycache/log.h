@@ -111,9 +111,9 @@ class WHYCACHE_API Log {
 
   // Waits until there may be an update beyond `after`: at most for `at_most`, and no longer than
   // call_time_left(). It also returns when a stop of the call is requested. Returns true if the
-  // store says that there may be one, and false otherwise. The answer is a hint: a wake-up without
-  // an update, and an update without a wake-up, cost time and nothing else. The caller reads the
-  // log then, and does so at intervals anyway.
+  // store says that there may be one, and false otherwise: before the time has passed, if it cannot
+  // rely on being told. The answer is a hint. A wake-up without an update, and an update without a
+  // wake-up, cost time and nothing else: the caller reads the log, and does so at intervals anyway.
   //
   // If this process cannot be woken, for lack of a descriptor for example, throws an Error once
   // that says why. From then on notifies() returns false, and wait() sleeps. The default sleeps.

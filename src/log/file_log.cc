@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/inotify.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -361,6 +362,9 @@ FileLog::FileLog(FileLogOptions options, IfMissing if_missing) : options_(std::m
   std::string& directory = options_.directory;
   while (directory.size() > 1 && directory.back() == '/') directory.pop_back();
   root_ = (directory == "/" ? "" : directory) + '/' + options_.instance;
+  watch_ = std::make_unique<UpdateWatch>(
+      options_.name,
+      std::vector<FileWatch::WatchedFile>{{root_ + "/updates", IN_CREATE | IN_MOVED_TO}});
   for (const std::string& path : {directory, root_}) reject_symbolic_link(path);
   if (read_meta_if_exists()) return;
   check_no_updates();
@@ -526,6 +530,10 @@ Extent FileLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) {
     return now;
   }
   return begin <= std::min(last, initial.head) ? extent() : initial;
+}
+
+bool FileLog::wait(UpdateId after, std::chrono::nanoseconds at_most) {
+  return watch_->wait(at_most, [&] { return has_update(after + 1); });
 }
 
 void FileLog::read_base(const VisitPart& visit) {

@@ -40,6 +40,7 @@
 #include <whycache/log.h>
 
 #include "log/log_checks.h"
+#include "log/update_watch.h"
 
 namespace whycache {
 
@@ -53,8 +54,8 @@ struct FileLogOptions {
   std::chrono::milliseconds deadline{10'000};
 };
 
-// Keeps no files open between calls, nor anything else that fork() could break: a child may use its
-// copy.
+// Keeps no files of the log open between calls, nor anything else that fork() could break: a child
+// may use its copy.
 class FileLog final : public Log {
  public:
   // Creates the log if it does not exist, or throws LogMissing. Throws Error.
@@ -66,6 +67,9 @@ class FileLog final : public Log {
   // call; reading the log again shows which.
   Appended append(UpdateId id, std::string_view bytes) override;
   Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override;
+  // Woken when a process of this machine links an update.
+  bool wait(UpdateId after, std::chrono::nanoseconds at_most) override;
+  bool notifies() const noexcept override { return watch_->notifies(); }
   void read_base(const VisitPart& visit) override;
   bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override;
   void check_may_rewrite() override;
@@ -107,6 +111,7 @@ class FileLog final : public Log {
 
   FileLogOptions options_;
   std::string root_;  // DIR/INSTANCE
+  std::unique_ptr<UpdateWatch> watch_;
   // Hints: each use checks them against the directory. Relaxed, for no other memory depends on
   // them.
   std::atomic<UpdateId> head_seen_{0};

@@ -22,6 +22,9 @@
 // suspended can thus replace a newer record only within 5 seconds, and its record says how old it
 // is.
 //
+// Waiting. wait() sleeps, as that of any log that does not notify: polling memcached is cheap. To
+// be woken by the log, each follower would need a connection to its server.
+//
 // Following. poll() hands out nothing beyond the head record, and only if the last update it hands
 // out has the record's chain. The caller verifies that the updates continue its own. Together this
 // proves that the caller then has what the log had when it was polled. Wrong updates are found

@@ -1,11 +1,15 @@
 #include "log/memory_log.h"
 
 #include <cassert>
+#include <chrono>
+#include <condition_variable>
 #include <map>
 #include <optional>
+#include <stop_token>
 #include <utility>
 #include <vector>
 
+#include "base/call_limit.h"
 #include "base/fork_handlers.h"
 #include "base/mutex.h"
 #include "base/random.h"
@@ -34,6 +38,7 @@ class MemoryLog::Store final : ForkHandler {
   std::shared_ptr<const BaseParts> base_parts WHYCACHE_GUARDED_BY(mutex) =
       std::make_shared<BaseParts>();
   std::map<UpdateId, std::string> updates WHYCACHE_GUARDED_BY(mutex);
+  std::condition_variable appended;  // or a waiter is to look at its stop
 
  private:
   void after_fork_in_child() noexcept override { is_forked_copy_ = true; }
@@ -85,6 +90,7 @@ Log::Appended MemoryLog::append(UpdateId id, std::string_view bytes) {
   // Beyond the next id, the caller has seen another log; reading again shows that.
   if (id != extent.head + 1) return Appended::taken;
   store.updates.emplace(id, bytes);
+  store.appended.notify_all();
   return Appended::yes;
 }
 
@@ -105,6 +111,23 @@ Extent MemoryLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) 
     expected = first = update->first + 1;
   }
   return extent();
+}
+
+bool MemoryLog::wait(UpdateId after, std::chrono::nanoseconds at_most) {
+  Store& store = this->store();
+  const Deadline deadline =
+      CallLimit::deadline(std::chrono::ceil<std::chrono::milliseconds>(at_most));
+  const std::stop_callback on_stop(deadline.stop(), [&] {
+    const MutexLock lock(store.mutex);
+    store.appended.notify_all();
+  });
+  MutexLock lock(store.mutex);
+  while (store.extent().head <= after) {
+    const std::chrono::nanoseconds left = deadline.remaining();
+    if (left.count() == 0) return false;
+    store.appended.wait_for(lock.native(), left);
+  }
+  return true;
 }
 
 void MemoryLog::read_base(const VisitPart& visit) {

@@ -5,6 +5,7 @@
 // that no other process would ever see, so every call in the child throws.
 #pragma once
 
+#include <chrono>
 #include <memory>
 #include <string>
 
@@ -25,6 +26,8 @@ class MemoryLog final : public Log {
   Extent extent() override;
   Appended append(UpdateId id, std::string_view bytes) override;
   Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override;
+  bool wait(UpdateId after, std::chrono::nanoseconds at_most) override;
+  bool notifies() const noexcept override { return true; }
   void read_base(const VisitPart& visit) override;
   bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override;
 

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sqlite3.h>
+#include <sys/inotify.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -533,7 +534,9 @@ class SqliteTransaction {
 }  // namespace
 
 SqliteLog::SqliteLog(SqliteLogOptions options, IfMissing if_missing)
-    : options_(std::move(options)) {
+    : options_(std::move(options)),
+      watch_(options_.name,
+             {{options_.path, IN_MODIFY | IN_ATTRIB}, {options_.path + "-wal", IN_MODIFY}}) {
   const ForkExclusion::NoForkSection no_fork(fork_exclusion());
   const SigxfszBlocker no_signal;
   owner_fork_count_ = fork_count();
@@ -703,7 +706,7 @@ Extent SqliteLog::extent() {
 
 Log::Appended SqliteLog::append(UpdateId id, std::string_view bytes) {
   check_update(id, bytes);
-  return with_connection([&](Connection& connection) WHYCACHE_REQUIRES(mutex_) {
+  const auto insert_update = [&](Connection& connection) WHYCACHE_REQUIRES(mutex_) {
     {
       Statement insert = connection.prepare(append_sql);
       insert.bind(1, id).bind(2, bytes);
@@ -715,7 +718,17 @@ Log::Appended SqliteLog::append(UpdateId id, std::string_view bytes) {
       if (connection.changes() == 1) return Appended::yes;
     }
     return id <= read_log_row(connection).base ? Appended::below_base : Appended::taken;
-  });
+  };
+  const Appended outcome = with_connection(insert_update);
+  // In WAL mode, readers see the update only after the last write to a file. So this wakes those
+  // that watch the database. A failure costs them time.
+  if (outcome == Appended::yes)
+    ::utimensat(AT_FDCWD, options_.path.c_str(), nullptr, AT_SYMLINK_NOFOLLOW);
+  return outcome;
+}
+
+bool SqliteLog::wait(UpdateId after, std::chrono::nanoseconds at_most) {
+  return watch_.wait(at_most, [&] { return extent().head > after; });
 }
 
 Extent SqliteLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) {

@@ -38,6 +38,7 @@
 
 #include "base/mutex.h"
 #include "log/log_checks.h"
+#include "log/update_watch.h"
 
 namespace whycache {
 
@@ -72,6 +73,9 @@ class SqliteLog final : public Log {
   // call; reading the log again shows which.
   Appended append(UpdateId id, std::string_view bytes) override;
   Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override;
+  // Woken when a process of this machine appends, or otherwise writes to the database.
+  bool wait(UpdateId after, std::chrono::nanoseconds at_most) override;
+  bool notifies() const noexcept override { return watch_.notifies(); }
   void read_base(const VisitPart& visit) override;
   bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override;
   std::unique_ptr<Log> reopen() override;
@@ -102,6 +106,7 @@ class SqliteLog final : public Log {
   void vacuum_incrementally();
 
   SqliteLogOptions options_;
+  UpdateWatch watch_;
   std::uint64_t owner_fork_count_ = 0;  // fork_count() of the process that opened it
 
   TimedMutex mutex_;
