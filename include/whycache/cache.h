@@ -320,6 +320,31 @@ class WHYCACHE_API Cache {
   // apply.
   UpdateId update(const UpdateOptions& options = {});
 
+  // Waits until a process of this machine has applied an update beyond `after`: by update(), by a
+  // write, or by a process that follows (`whycache follow`). Does not ask the log itself. Returns
+  // the applied id. It is greater than `after`, unless the deadline has passed, a stop was
+  // requested, or the state went back to an earlier update during the call, because the log was
+  // restored or replaced.
+  //
+  //   for (UpdateId id = cache.applied_id();;) reload(id = cache.wait(id));
+  //
+  // Sleeps in the kernel and is woken by the process that applies, some tens of microseconds after
+  // it has. If that process is killed between the two, the wait ends with the next update, or half
+  // a minute later. While there is no state (OpenMode::now), looks for one ten times a second. Any
+  // thread may call it, and a cache that was attached to a state can, too. Throws
+  // Error(unavailable) if the cache is closed meanwhile; otherwise as the reads do.
+  UpdateId wait(UpdateId after, const WaitOptions& options = {}) const;
+  // Returns a descriptor for poll(2), epoll and the event loops that are made of them. It becomes
+  // readable when an update was applied since the last read of it, as by wait(). Read 8 bytes from
+  // it first, then the state; the value of the bytes has no meaning, and a read of an unreadable
+  // one fails with EAGAIN. It may become readable without an update. All calls return the same
+  // descriptor, an eventfd that belongs to the cache: never close it. It is closed with the cache,
+  // before which it becomes readable once more. A forked child calls this again and gets another.
+  //
+  // The first call starts a thread, which sleeps until there is an update. Throws Error(limit) if
+  // there is no descriptor or thread to be had; otherwise as the reads do.
+  [[nodiscard]] int notify_fd() const;
+
   // Replaces the updates up to an id by the items as of it, the new base. Returns the base. Takes
   // time in proportion to the dataset; reads and writes continue meanwhile.
   //

@@ -170,6 +170,13 @@ struct UpdateOptions {
   std::stop_token stop{};
 };
 
+struct WaitOptions {
+  // How long to wait at most. Default: until there is an update.
+  std::optional<std::chrono::milliseconds> deadline{};
+  // A stop request ends the wait as if its deadline had passed.
+  std::stop_token stop{};
+};
+
 struct WriteOptions {
   // Stored with the update for people to read, at most 255 bytes.
   std::string note{};

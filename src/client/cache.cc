@@ -23,6 +23,7 @@
 #include "client/session.h"
 #include "client/state_location.h"
 #include "client/transact.h"
+#include "client/update_notifier.h"
 #include "client/write_queue.h"
 #include "log/lazy_log.h"
 #include "log/log_name.h"
@@ -103,6 +104,7 @@ struct ProcessContext {
   Session session;
   Appender appender{session};
   WriteQueue write_queue{session, appender};
+  UpdateNotifier notifier{session};
   Mutex lifecycle_mutex;  // held while the cache is closed or opened again
   ProcessContext* next_abandoned = nullptr;
 };
@@ -242,6 +244,7 @@ class Cache::Impl {
     if (remove) is_deleted_.store(true, std::memory_order_release);
     if (state == nullptr && !remove) return;
     context.session.close();
+    context.notifier.stop();
     context.write_queue.stop();
     state_->disable_mapping_cache();
     const Deadline deadline = Backoff(options_.deadline).deadline();
@@ -251,6 +254,14 @@ class Cache::Impl {
     } else if (location_.temporary_directory.empty() && state_->can_lock()) {
       state_->sync(deadline);
     }
+  }
+
+  int notify_fd() const {
+    state();
+    ProcessContext& context = context_of_this_process();
+    const MutexLock lock(context.lifecycle_mutex);
+    // Another thread may have closed the cache meanwhile.
+    return context.notifier.start(state_if_open() != nullptr);
   }
 
   bool is_attached() const { return role_ == Role::attached; }
@@ -280,6 +291,7 @@ class Cache::Impl {
     context.session.reopen();
     context.write_queue.restart();
     prepare(deadline);
+    context.notifier.restart();
     state_->enable_mapping_cache();
     state_if_open_.store(state_.get(), std::memory_order_release);
     return *state_;
@@ -648,6 +660,25 @@ bool Cache::release(const Lease& lease, const LeaseOptions& options) {
 
 namespace {
 
+// Waits until another process may have brought an attached state further than `applied`. Returns
+// false, at once, if the deadline has passed.
+bool wait_for_another(const Session& session, const UpdateOptions& options, UpdateId applied,
+                      Backoff& backoff) {
+  const std::optional<std::chrono::nanoseconds> pause = backoff.next_pause();
+  if (!pause) return false;
+  // A poll without updates causes no wake-up, and neither does a state where there was none.
+  if (options.staleness_max || !session.state.usable()) {
+    backoff.deadline().sleep(*pause);
+    return true;
+  }
+  try {
+    session.state.wait(applied, backoff.deadline());
+  } catch (const Error&) {  // the state of another log has come; the caller looks at it
+    backoff.deadline().sleep(*pause);
+  }
+  return true;
+}
+
 // Waits until other processes have brought an attached state to where `options` want it.
 UpdateId wait_for_others(Session& session, const UpdateOptions& options) {
   const State& state = session.state;
@@ -666,7 +697,7 @@ UpdateId wait_for_others(Session& session, const UpdateOptions& options) {
       applied = state.applied_id();
       if (is_new_enough && applied >= options.at_least) return applied;
     }
-    if (!backoff.pause()) {
+    if (!wait_for_another(session, options, applied, backoff)) {
       throw Error(ErrorKind::unavailable,
                   "no process of this machine has brought the state up to date in time: path=" +
                       state.path() + " applied_id=" + std::to_string(applied) +
@@ -731,6 +762,27 @@ UpdateId CacheInternal::change_log_guards(const Cache& cache,
 
 // --- Status ---
 
+UpdateId Cache::wait(UpdateId after, const WaitOptions& options) const {
+  State& state = impl().state();
+  Session& session = impl().session();
+  session.refuse_in_callback();
+  // The wait ends for the caller's stop, and for closing.
+  std::stop_source stop;
+  const auto request_stop = [&] { stop.request_stop(); };
+  const std::stop_token closing = session.closing_token();
+  const std::stop_callback on_stop(options.stop, request_stop);
+  const std::stop_callback on_close(closing, request_stop);
+  const Deadline deadline(options.deadline.value_or(std::chrono::milliseconds::max()),
+                          stop.get_token());
+  const UpdateId id = impl().read([&](const State&) { return state.wait(after, deadline); });
+  if (id <= after && closing.stop_requested())
+    throw Error(ErrorKind::unavailable, "cache was closed while it waited for an update: state=" +
+                                            state.path() + " after=" + std::to_string(after));
+  return id;
+}
+
+int Cache::notify_fd() const { return impl().notify_fd(); }
+
 UpdateId Cache::applied_id() const {
   return impl().read([](const State& state) { return state.applied_id(); });
 }
@@ -780,6 +832,8 @@ void Cache::close_shared_state() { impl().close(/*remove=*/false); }
 void Cache::delete_shared_state() { impl().close(/*remove=*/true); }
 
 Log& CacheInternal::log(const Cache& cache) { return cache.impl().session().log; }
+
+Session& CacheInternal::session(const Cache& cache) { return cache.impl().session(); }
 
 void CacheInternal::rebuild(Cache& cache) {
   cache.update();

@@ -16,6 +16,8 @@
 
 namespace whycache {
 
+class Session;
+
 class CacheInternal {
  public:
   // The state of the machine, and the log as this process uses it. Both are valid as long as the
@@ -23,6 +25,8 @@ class CacheInternal {
   // cache is closed.
   static State& state(const Cache& cache);
   static Log& log(const Cache& cache);
+  // Both, as the protocols use them. Valid as the log is.
+  static Session& session(const Cache& cache);
   // Returns null while the cache is closed.
   static State* state_if_open(const Cache& cache) noexcept;
   // Returns the applied id if update() with these options need not ask the log, else nullopt. Costs

@@ -1,6 +1,8 @@
 #include "client/follow.h"
 
 #include <algorithm>
+#include <chrono>
+#include <exception>
 #include <memory>
 #include <optional>
 
@@ -173,6 +175,27 @@ std::optional<RebuildCause> try_catch_up(Session& session, Backoff& backoff,
   }
 }
 
+// Pauses until the log says that it has an update beyond `applied`, until another process of this
+// machine has applied one, or for the time of the backoff. Returns false, at once, if the deadline
+// has passed.
+bool pause_until_update(Session& session, Backoff& backoff, UpdateId applied) {
+  const std::optional<std::chrono::nanoseconds> pause = backoff.next_pause();
+  if (!pause) return false;
+  const Deadline end =
+      backoff.deadline().at_most(std::chrono::ceil<std::chrono::milliseconds>(*pause));
+  try {
+    if (session.log.notifies()) {
+      const CallLimit limit(end);
+      session.log.wait(applied, *pause);
+    } else {
+      session.state.wait(applied, end);
+    }
+  } catch (const std::exception&) {  // of the log or the state: the next attempt reports it
+    end.sleep(*pause);
+  }
+  return true;
+}
+
 }  // namespace
 
 UpdateId follow(Session& session, Backoff& backoff, UpdateId at_least, StalenessMax staleness_max) {
@@ -199,9 +222,9 @@ UpdateId follow(Session& session, Backoff& backoff, UpdateId at_least, Staleness
       session.back_off_after(*failure, backoff);
       continue;
     }
-    const UpdateId applied = session.state.applied_id();
+    UpdateId applied = session.state.applied_id();
     if (applied >= at_least) return applied;
-    if (!backoff.pause()) {
+    if (!pause_until_update(session, backoff, applied)) {
       const bool was_stopped = backoff.deadline().stop().stop_requested();
       throw Error(ErrorKind::unavailable,
                   std::string(was_stopped ? "call was stopped before the log had the update"
@@ -210,6 +233,8 @@ UpdateId follow(Session& session, Backoff& backoff, UpdateId at_least, Staleness
                       " applied_id=" + std::to_string(applied) +
                       " deadline_ms=" + std::to_string(backoff.timeout().count()));
     }
+    applied = session.state.applied_id();
+    if (applied >= at_least) return applied;
     began_ns = boot_time_ns();
     staleness_max = zero_staleness;  // a tier in front of the store may not have the update yet
   }

@@ -158,6 +158,27 @@ void Session::back_off_after(const LogError& error, Backoff& backoff) {
   backoff.pause();
 }
 
+void Session::close() {
+  closing_.store(true, std::memory_order_release);
+  std::stop_source stop;
+  {
+    const MutexLock lock(mutex_);
+    stop = closing_stop_;
+  }
+  stop.request_stop();  // wakes those that wait
+}
+
+void Session::reopen() {
+  closing_.store(false, std::memory_order_release);
+  const MutexLock lock(mutex_);
+  closing_stop_ = std::stop_source();
+}
+
+std::stop_token Session::closing_token() const {
+  const MutexLock lock(mutex_);
+  return closing_stop_.get_token();
+}
+
 void Session::note_seen_log(const Uuid& uuid) {
   const MutexLock lock(mutex_);
   if (seen_log_uuid_ == uuid) return;

@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <stop_token>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -167,8 +168,11 @@ class Session {
   // Since the cache is being closed, calls give up instead of asking an unresponsive log again. A
   // call that the log has not answered yet ends at its deadline, or when WriteQueue::stop() ends
   // it.
-  void close() { closing_.store(true, std::memory_order_release); }
-  void reopen() { closing_.store(false, std::memory_order_release); }
+  void close();
+  void reopen();
+  // Returns the token of which a stop is requested when the cache is closed: it ends waits for
+  // other processes.
+  std::stop_token closing_token() const;
 
   // Sets the members of `stats` that tell of the log.
   void describe_log_health(Stats& stats) const;
@@ -204,6 +208,7 @@ class Session {
   std::atomic<bool> has_followed_{false};
   std::atomic<std::uint64_t> damaged_state_id_{0};
   std::atomic<bool> closing_{false};
+  std::stop_source closing_stop_ WHYCACHE_GUARDED_BY(mutex_);
   Mutex events_mutex_;  // held while the application's callback runs
 };
 

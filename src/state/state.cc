@@ -17,6 +17,7 @@
 #include "base/lock_holders.h"
 #include "base/process_lock.h"
 #include "state/errors.h"
+#include "state/file/applied_wait.h"
 #include "state/file/lock_file.h"
 #include "state/file/lock_queue.h"
 #include "state/file/poll_record.h"
@@ -621,6 +622,38 @@ UpdateId State::applied_id() const {
     }
   }
   return info().applied_id;
+}
+
+UpdateId State::wait(UpdateId after, const Deadline& deadline) const {
+  // Between looks for a state, or for the one that takes the place of the present one.
+  constexpr std::chrono::milliseconds search_interval{100};
+  UpdateId previous = 0;
+  for (;;) {
+    unmap_if_idle();
+    std::chrono::nanoseconds at_most = search_interval;
+    {
+      const CurrentFile::AwaitedMapping mapping(impl_->current_file);
+      if (mapping.get() != nullptr) {
+        const Header& header = mapping.get()->header();
+        const std::uint64_t seen = header.applied_id.max_entry_word(std::memory_order_acquire);
+        const UpdateId id = EntryWord(seen).id();
+        if (id > after || id < previous || deadline.passed()) return id;
+        previous = id;
+        const std::chrono::nanoseconds left = deadline.remaining();
+        at_most = is_superseded(*mapping.get()) ? std::min(at_most, left) : left;
+        sleep_until_applied(header, seen, at_most, deadline.stop());
+        continue;
+      }
+    }
+    if (deadline.passed())
+      throw Error(ErrorKind::unavailable, "no usable state: " + unusable_reason());
+    deadline.sleep(at_most);
+  }
+}
+
+void State::wake_waiters() const noexcept {
+  const std::shared_ptr<Mapping> mapping = impl_->current_file.mapping();
+  if (mapping) wake_applied_waiters(mapping->header());
 }
 
 // --- Freshness ---

@@ -100,6 +100,12 @@ class State {
   std::shared_ptr<const detail::Pin> pin() const;
   StateInfo info() const;
   UpdateId applied_id() const;
+  // Sleeps until the applied id is greater than `after`, or less than before, as in the state of a
+  // log that was restored; or until the deadline has passed. Returns the applied id. While there is
+  // no state, looks for one ten times a second.
+  UpdateId wait(UpdateId after, const Deadline& deadline) const;
+  // Wakes every thread that waits, in any process; a hint without a reason. For tests.
+  void wake_waiters() const noexcept;
 
   // --- Freshness, shared by the processes of this machine. ---
 

@@ -474,6 +474,12 @@ class AppliedId {
   void store(UpdateId id, std::memory_order order) {
     max_entry_word_.store(EntryWord::max_at(id), order);
   }
+  // The low half, on which processes sleep until the next update (applied_wait.h). It changes with
+  // each update, and repeats after 128 of them.
+  const std::uint32_t* low_half() const {
+    static_assert(EntryWord::id_shift < 32 && std::endian::native == std::endian::little);
+    return reinterpret_cast<const std::uint32_t*>(&max_entry_word_);
+  }
 
  private:
   std::atomic<std::uint64_t> max_entry_word_;

@@ -19,6 +19,7 @@
 #include "base/boot.h"
 #include "base/file_system.h"
 #include "base/random.h"
+#include "state/file/applied_wait.h"
 #include "state/file/use_locks.h"
 
 namespace whycache {
@@ -378,6 +379,8 @@ void set_superseded_bit(const FileDescriptor& file, const std::string& path, boo
     // Acquired by reads, with the reclaim generation in the same word.
     if (superseded) {
       header->reclaim_generation.fetch_or(superseded_bit, std::memory_order_release);
+      // They wait for an update of this file, which will get no more.
+      wake_applied_waiters(*header);
     } else {
       header->reclaim_generation.fetch_and(~superseded_bit, std::memory_order_release);
     }

@@ -12,6 +12,7 @@
 
 #include "base/clock.h"
 #include "state/errors.h"
+#include "state/file/applied_wait.h"
 #include "state/file/state_file.h"
 
 namespace whycache {
@@ -52,6 +53,7 @@ void CurrentFile::after_fork_in_parent() noexcept WHYCACHE_NO_THREAD_SAFETY_ANAL
 }
 
 void CurrentFile::after_fork_in_child() noexcept WHYCACHE_NO_THREAD_SAFETY_ANALYSIS {
+  retired_.splice(retired_.end(), awaited_);
   switch_mutex_.unlock();
   // Another thread of the parent may have held it, and changed what it guards.
   new (&successor_mutex_) Mutex;
@@ -61,6 +63,21 @@ void CurrentFile::after_fork_in_child() noexcept WHYCACHE_NO_THREAD_SAFETY_ANALY
 std::shared_ptr<Mapping> CurrentFile::mapping() const {
   const MutexLock lock(switch_mutex_);
   return mapping_;
+}
+
+CurrentFile::AwaitedMapping::AwaitedMapping(CurrentFile& file) : file_(file) {
+  std::list<RetiredMapping> kept(1);
+  kept.front().mapping = file.newest_mapping();
+  mapping_ = kept.front().mapping.get();
+  place_ = kept.begin();
+  const MutexLock lock(file.switch_mutex_);
+  file.awaited_.splice(file.awaited_.end(), kept);
+}
+
+CurrentFile::AwaitedMapping::~AwaitedMapping() {
+  std::list<RetiredMapping> released;  // outside the mutex: unmapping may wait for a fork
+  const MutexLock lock(file_.switch_mutex_);
+  released.splice(released.end(), file_.awaited_, place_);
 }
 
 std::shared_ptr<Mapping> CurrentFile::newest_mapping() {
@@ -196,6 +213,7 @@ void CurrentFile::switch_locked(std::shared_ptr<Mapping> mapping) {
     directory_cache_.store(mapping_->last_directory_cache(), std::memory_order_release);
     // After both stores: the grace period covers every read that loaded an old pointer.
     retired.start_grace_period();
+    if (retired.mapping) wake_applied_waiters(retired.mapping->header());
   }
   on_switch_();
 }
@@ -210,6 +228,7 @@ bool CurrentFile::run_unmapped(const std::function<bool()>& remove_file, const D
       unowned_mapping_.store(nullptr, std::memory_order_release);
       directory_cache_.store(&no_directory_cache(), std::memory_order_release);
       retired.start_grace_period();
+      wake_applied_waiters(retired.mapping->header());  // they keep it mapped
     }
   }
   on_switch_();

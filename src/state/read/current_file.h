@@ -33,6 +33,16 @@ inline bool is_superseded(const Mapping& mapping) {
 }
 
 class CurrentFile final : public ForkHandler {
+  // A mapping that was replaced, or that a thread keeps while it sleeps.
+  struct RetiredMapping {
+    std::shared_ptr<Mapping> mapping;
+    // Nullopt: there was no memory for it yet.
+    std::optional<GracePeriod> grace_period;
+
+    void start_grace_period() noexcept;
+    bool poll_grace_period() noexcept;
+  };
+
  public:
   // `directory_cache` is what point reads load: that of the current mapping, or one that fits no
   // file while there is none. Its owner keeps it where a read finds it with one load. `on_switch`
@@ -55,6 +65,25 @@ class CurrentFile final : public ForkHandler {
   // null if there is no mapping. Throws Error(unavailable) if this process cannot open the
   // successor, or if that is of another log than the expected one.
   std::shared_ptr<Mapping> newest_mapping();
+
+  // Keeps the newest mapping for a thread that sleeps. A child that is forked meanwhile does not
+  // have that thread, and releases the mapping.
+  class AwaitedMapping {
+   public:
+    // May throw as newest_mapping().
+    explicit AwaitedMapping(CurrentFile& file);
+    AwaitedMapping(const AwaitedMapping&) = delete;
+    AwaitedMapping& operator=(const AwaitedMapping&) = delete;
+    ~AwaitedMapping();
+
+    // Null if there is no mapping.
+    const Mapping* get() const { return mapping_; }
+
+   private:
+    CurrentFile& file_;
+    std::list<RetiredMapping>::iterator place_;
+    const Mapping* mapping_;
+  };
 
   // A file that comes to the path may belong to another log of the same name. Reads switch only to
   // states of the expected log: that of the last call, or else of the first mapping.
@@ -85,16 +114,6 @@ class CurrentFile final : public ForkHandler {
   static const DirectoryCache& no_directory_cache();
 
  private:
-  // A replaced mapping.
-  struct RetiredMapping {
-    std::shared_ptr<Mapping> mapping;
-    // Nullopt: there was no memory for it yet.
-    std::optional<GracePeriod> grace_period;
-
-    void start_grace_period() noexcept;
-    bool poll_grace_period() noexcept;
-  };
-
   // Tells a file at the path from one that was there before.
   struct FileVersion {
     std::uint64_t device;
@@ -132,6 +151,7 @@ class CurrentFile final : public ForkHandler {
   mutable Mutex switch_mutex_;
   std::shared_ptr<Mapping> mapping_ WHYCACHE_GUARDED_BY(switch_mutex_);
   std::list<RetiredMapping> retired_ WHYCACHE_GUARDED_BY(switch_mutex_);
+  std::list<RetiredMapping> awaited_ WHYCACHE_GUARDED_BY(switch_mutex_);
   std::string unusable_reason_ WHYCACHE_GUARDED_BY(switch_mutex_);
   std::optional<Uuid> expected_log_ WHYCACHE_GUARDED_BY(switch_mutex_);
   // mapping_.get(). Stored under switch_mutex_ (release); point reads in a ReadSection acquire it.

@@ -5,6 +5,7 @@
 #include "base/file_system.h"
 #include "base/fork_handlers.h"
 #include "state/errors.h"
+#include "state/file/applied_wait.h"
 #include "state/file/state_file.h"
 #include "state/write/recovery.h"
 
@@ -64,10 +65,13 @@ StateWriter::~StateWriter() {
   if (fork_count_ != fork_count()) return;
   if (failed_) {
     mark_writer_failed(mapping_.writable_header());
-    return;
+  } else {
+    clear_writer_active(mapping_.writable_header());
   }
-  clear_writer_active(mapping_.writable_header());
-  lease_.return_to_cache = applied_ && mapping_policy_ == MappingPolicy::cache;
+  // Updates before one that failed may have been applied. A writer that died may have stored the
+  // applied id, and not woken anybody.
+  if (applied_ || recovered_) wake_applied_waiters(mapping_.header());
+  lease_.return_to_cache = applied_ && !failed_ && mapping_policy_ == MappingPolicy::cache;
 }
 
 StateInfo StateWriter::info() const {
