@@ -85,6 +85,9 @@ void report_event(const Event& event) {
     case Event::Kind::recovered:
     case Event::Kind::retried:
     case Event::Kind::reconnected:
+    case Event::Kind::not_following:
+    case Event::Kind::following:
+    case Event::Kind::polling:
     case Event::Kind::stray_state: return print_message(event.message);
   }
 }

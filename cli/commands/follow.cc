@@ -1,21 +1,23 @@
 // whycache follow
 #include <fmt/format.h>
-#include <poll.h>
+#include <pthread.h>
 #include <signal.h>
+#include <unistd.h>
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <memory>
 #include <new>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
+#include <stop_token>
 #include <string>
+#include <thread>
 #include <utility>
 
-#include "base/call_limit.h"
+#include "base/clock.h"
 #include "base/outage.h"
 #include "base/random.h"
 #include "cli/command.h"
@@ -23,6 +25,7 @@
 #include "cli/service_manager.h"
 #include "cli/target.h"
 #include "client/cache_internal.h"
+#include "client/follow_loop.h"
 
 namespace whycache::cli {
 namespace {
@@ -30,42 +33,44 @@ namespace {
 struct FollowArguments {
   Target target;
   std::optional<std::chrono::nanoseconds> interval;
+  std::optional<std::chrono::nanoseconds> interval_max;
   bool json = false;
+
+  FollowPace pace() const {
+    FollowPace pace;
+    if (interval) pace.interval_min = *interval;
+    if (const auto longest = interval_max ? interval_max : interval)
+      pace.interval_max = pace.interval_max_notified = *longest;
+    return pace;
+  }
 };
 
-std::atomic<bool> stop_requested{false};
-static_assert(std::atomic<bool>::is_always_lock_free);
-
-// SIGINT and SIGTERM end the loop; a second signal ends the process, which does no harm to state or
-// log. Both are unblocked while the log is polled, so that the second need not wait for it, and
-// during wait(), which they end.
+// SIGINT and SIGTERM request a stop, which ends every wait and call of the log. A second signal
+// ends the process, which does no harm to state or log. A thread waits for them: what a stop runs
+// is not for a signal handler. All other threads block them.
 class StopSignals {
  public:
   StopSignals() {
-    struct sigaction action = {};
-    action.sa_handler = [](int) { stop_requested = true; };
-    action.sa_flags = SA_RESETHAND | SA_RESTART;
-    ::sigaction(SIGINT, &action, nullptr);
-    ::sigaction(SIGTERM, &action, nullptr);
-    ::sigemptyset(&stop_signals_);
-    ::sigaddset(&stop_signals_, SIGINT);
-    ::sigaddset(&stop_signals_, SIGTERM);
-    ::sigprocmask(SIG_SETMASK, nullptr, &original_mask_);
+    sigset_t signals;
+    ::sigemptyset(&signals);
+    ::sigaddset(&signals, SIGINT);
+    ::sigaddset(&signals, SIGTERM);
+    for (const int signal : {SIGINT, SIGTERM}) ::signal(signal, SIG_DFL);  // may be ignored
+    ::pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+    std::thread([signals, stop = stop_]() mutable {
+      int signal = 0;
+      while (::sigwait(&signals, &signal) != 0) {
+      }
+      ::pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
+      stop.request_stop();
+      for (;;) ::pause();
+    }).detach();
   }
 
-  // Waits until the duration has passed or a signal arrives. ppoll() unblocks the signals
-  // atomically, so a signal between the check and the wait is not missed.
-  void wait(std::chrono::nanoseconds duration) const {
-    const struct timespec time = {static_cast<std::time_t>(duration.count() / 1'000'000'000),
-                                  static_cast<long>(duration.count() % 1'000'000'000)};
-    ::sigprocmask(SIG_BLOCK, &stop_signals_, nullptr);
-    if (!stop_requested) ::ppoll(nullptr, 0, &time, &original_mask_);
-    ::sigprocmask(SIG_SETMASK, &original_mask_, nullptr);
-  }
+  std::stop_token token() const { return stop_.get_token(); }
 
  private:
-  sigset_t stop_signals_;
-  sigset_t original_mask_;
+  std::stop_source stop_;
 };
 
 // The problems that keep the follower from following. Each is printed when it begins. While one
@@ -105,33 +110,34 @@ class Follower {
   Follower(const FollowArguments& arguments, Output& output)
       : arguments_(arguments),
         output_(output),
-        interval_(arguments.interval.value_or(std::chrono::seconds(1))) {}
+        pace_(arguments.pace()),
+        // Between attempts as between the polls of a quiet log.
+        pauses_(std::min<std::chrono::nanoseconds>(pace_.interval_max, std::chrono::seconds(1))) {}
 
   void run() {
-    while (!stop_requested) {
-      signals_.wait(try_to_follow() ? interval_ : next_pause());
+    while (!stop_.stop_requested()) {
+      if (!try_to_follow()) Deadline(no_limit, stop_).sleep(pauses_.next());
     }
     notify_service_manager("STOPPING=1");
   }
 
  private:
-  // Between attempts while there is a problem. Long enough for a server that all machines ask.
-  static constexpr std::chrono::seconds longest_pause{15};
+  static constexpr std::chrono::milliseconds no_limit = std::chrono::milliseconds::max();
   // How often to look whether the state has become mostly free.
   static constexpr std::chrono::minutes shrink_interval{1};
 
-  // Whatever ends an attempt, the next one may succeed: the server, its certificate, its grants,
-  // the disk and the files may all come back.
+  // Polls the log if that is due, and waits until it is again. Whatever ends an attempt, the next
+  // one may succeed: the server, its certificate, its grants, the disk and the files may all come
+  // back.
   bool try_to_follow() {
     try {
       if (!cache_) open();
-      // One question, before update() asks again and again.
-      if (problems_.are_under_way()) ask_log();
-      cache_->update();
+      loop_->poll_if_due(stop_);
       report_progress();
       if (problems_.note_success(last_printed_id_)) report_status();
-      failed_attempts_ = 0;
+      pauses_.reset();
       shrink_if_mostly_free();
+      loop_->wait(stop_);
       return true;
     } catch (const Error& error) {
       note_problem(error.kind(), error.what());
@@ -142,10 +148,14 @@ class Follower {
   }
 
   void note_problem(ErrorKind kind, const std::string& message) {
+    if (stop_.stop_requested()) return;
     problems_.note(kind, message);
-    ++failed_attempts_;
+    if (loop_) loop_->note_failure(kind);
     // A log that is away is asked again. Anything else may have to do with what is open.
-    if (kind != ErrorKind::unavailable) cache_.reset();
+    if (kind != ErrorKind::unavailable) {
+      loop_.reset();
+      cache_.reset();
+    }
     try {
       // Other processes of this machine may apply what this one cannot.
       if (cache_ && is_started_ && cache_->ready()) report_progress();
@@ -153,34 +163,20 @@ class Follower {
     }
   }
 
-  std::chrono::nanoseconds next_pause() const {
-    const int doublings = std::min(failed_attempts_, 20);
-    const auto pause = std::min<std::chrono::nanoseconds>(
-        std::max<std::chrono::nanoseconds>(interval_, std::chrono::milliseconds(20)) *
-            (std::int64_t{1} << doublings),
-        std::max<std::chrono::nanoseconds>(interval_, longest_pause));
-    // Machines that failed together do not come back together.
-    return pause - pause / 2 * static_cast<std::int64_t>(random_u64() % 1000) / 1000;
-  }
-
   void open() {
     cache_ = open_cache(arguments_.target, [this](const Event& event) { report(event); });
+    loop_.emplace(CacheInternal::session(*cache_), pace_, FollowLoop::WakeFor::updates);
     const StateInfo info = CacheInternal::state(*cache_).info();
     if (is_started_) return;
     is_started_ = true;
     seen_state_id_ = info.state_id;
     last_printed_id_ = info.applied_id;
-    print_message(fmt::format("following: log={} state={} applied_id={} interval={}",
+    print_message(fmt::format("following: log={} state={} applied_id={} interval={}..{}",
                               CacheInternal::log(*cache_).name(), cache_->state_path(),
-                              info.applied_id, format_duration(interval_)));
+                              info.applied_id, format_duration(pace_.interval_min),
+                              format_duration(pace_.interval_max)));
     notify_service_manager("READY=1");
     report_status();
-  }
-
-  void ask_log() {
-    const Deadline deadline(arguments_.target.deadline());
-    const CallLimit limit(deadline);
-    CacheInternal::log(*cache_).extent();
   }
 
   // Runs on this thread.
@@ -254,10 +250,11 @@ class Follower {
 
   const FollowArguments& arguments_;
   Output& output_;
-  const std::chrono::nanoseconds interval_;
   const StopSignals signals_;  // installed before the cache is opened, which can take long
+  const std::stop_token stop_ = signals_.token();
+  const FollowPace pace_;
   Problems problems_;
-  int failed_attempts_ = 0;
+  FailurePauses pauses_;
   bool is_started_ = false;
   std::uint64_t seen_state_id_ = 0;
   UpdateId last_printed_id_ = 0;
@@ -268,6 +265,7 @@ class Follower {
   std::chrono::steady_clock::time_point next_shrink_at_ =
       std::chrono::steady_clock::now() + shrink_interval * (1 + random_u64() % 10);
   std::unique_ptr<Cache> cache_;
+  std::optional<FollowLoop> loop_;  // of the cache
 };
 
 ExitCode follow(const FollowArguments& arguments, Output& output) {
@@ -278,7 +276,11 @@ ExitCode follow(const FollowArguments& arguments, Output& output) {
 
 CommandAction prepare_follow(CLI::App& parser) {
   const auto arguments = std::make_shared<FollowArguments>();
-  add_duration_option(parser, "--interval", arguments->interval, "how often to poll the log (1s)");
+  add_duration_option(parser, "--interval", arguments->interval,
+                      "how often to poll the log while updates arrive (5ms)");
+  add_duration_option(parser, "--interval-max", arguments->interval_max,
+                      "how often while none do (2s, or 20s if the log tells of updates; with "
+                      "--interval alone, the same)");
   add_json_option(parser, arguments->json);
   add_target_options(parser, arguments->target);
   return [arguments](Output& output) { return follow(*arguments, output); };
@@ -291,6 +293,10 @@ const Command follow_command{
     R"(Polls the log, applies new updates, and prints the id of each update that was applied since
 the command began. While it runs, no other process of this machine needs to call update(). SIGINT
 and SIGTERM end it cleanly.
+
+Files, SQLite and some servers tell of a new update at once. Otherwise the log is polled, soon while
+updates arrive and seldom while none do. If another process of this machine follows already, stands
+by, and takes over within half a second of its end.
 
 Nothing else ends it but a wrong command line. Whatever keeps it from following (the log does not
 answer, a certificate has expired, a grant is missing, the disk is full) is reported once, then at

@@ -24,7 +24,12 @@ struct Event {
     // that double from a minute to an hour; `message` then says for how long.
     retried,
     stray_state,  // a state file cannot be used and will be replaced; `message` says why
-    reconnected   // the log answers again after a failure that was reported
+    reconnected,  // the log answers again after a failure that was reported
+    // The follower (Options::follow) cannot follow. Reported as `retried` is; `message` says why.
+    not_following,
+    following,  // the follower follows again after a failure that was reported
+    // The log cannot wake the follower, which polls it instead; `message` says why. Reported once.
+    polling
   };
   Kind kind;
   std::string message;
@@ -68,6 +73,19 @@ enum class OpenMode : std::uint8_t {
   // name, is compared with the log all the same, up to the deadline; Error(corrupt) if it is of
   // another log, and Error(unavailable) if it was copied and the log cannot tell.
   now
+};
+
+// How often a follower polls the log. Each interval is shortened by a random part of up to a
+// quarter, so that machines do not poll at the same moment.
+struct FollowPace {
+  // The interval while updates arrive. It doubles with each poll that finds none, up to one of the
+  // following.
+  std::chrono::nanoseconds interval_min = std::chrono::milliseconds(5);
+  // For a log that does not tell of new updates.
+  std::chrono::nanoseconds interval_max = std::chrono::seconds(2);
+  // For a log that does (Log::notifies). The follower then polls because it was told to, and at
+  // this interval in case that was lost.
+  std::chrono::nanoseconds interval_max_notified = std::chrono::seconds(20);
 };
 
 struct Options {
@@ -134,6 +152,16 @@ struct Options {
   // Stored with every update and every new base for people to read, at most 255 bytes. Default:
   // user@host:pid (program), where the user is a number if /etc/passwd does not have it.
   std::string writer_name{};
+
+  // Whether a thread of this cache keeps the state fresh, so that no call of the application has to
+  // update(). Of all processes with such a thread, and of `whycache follow`, one per machine polls
+  // the log. If it ends, even by SIGKILL, another one continues within a second. The thread starts
+  // with the cache, ends when that is closed, and starts again when it is opened again. A forked
+  // child starts its own with its first call that needs the log. Whatever keeps it from following
+  // is reported as Event::Kind::not_following, and it tries again. Reads never wait for it, and
+  // update() does not ask the log while staleness() is within the bound of the call.
+  bool follow = false;
+  FollowPace follow_pace{};
 
   // Runs on the thread that noticed the event, never concurrently with itself. Must return soon,
   // since other threads and processes may wait for that thread. May read the cache, but not while

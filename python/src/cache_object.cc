@@ -35,6 +35,9 @@ const char* name_of(Event::Kind kind) {
     case Event::Kind::recovered: return "recovered";
     case Event::Kind::retried: return "retried";
     case Event::Kind::reconnected: return "reconnected";
+    case Event::Kind::not_following: return "not_following";
+    case Event::Kind::following: return "following";
+    case Event::Kind::polling: return "polling";
     case Event::Kind::stray_state: return "stray_state";
   }
   return "unknown";

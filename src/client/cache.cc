@@ -11,6 +11,7 @@
 #include "base/fork_handlers.h"
 #include "base/url.h"
 #include "client/appender.h"
+#include "client/background_follower.h"
 #include "client/bulk_load.h"
 #include "client/cache_internal.h"
 #include "client/change_guards.h"
@@ -62,6 +63,9 @@ Options checked(Options options) {
     refuse("erased_share_max out of range: erased_share_max=" + std::to_string(*share) +
            " range=0..1");
   }
+  const FollowPace& pace = options.follow_pace;
+  if (std::min({pace.interval_min, pace.interval_max, pace.interval_max_notified}).count() <= 0)
+    refuse("an interval of follow_pace is not positive");
   // The system would take what is before it for the whole path.
   if (options.state_path.find('\0') != std::string::npos)
     refuse("state_path has a zero byte: bytes=" + std::to_string(options.state_path.size()));
@@ -105,7 +109,8 @@ struct ProcessContext {
   Appender appender{session};
   WriteQueue write_queue{session, appender};
   UpdateNotifier notifier{session};
-  Mutex lifecycle_mutex;  // held while the cache is closed or opened again
+  BackgroundFollower follower{session};  // destroyed first
+  Mutex lifecycle_mutex;                 // held while the cache is closed or opened again
   ProcessContext* next_abandoned = nullptr;
 };
 
@@ -197,6 +202,7 @@ class Cache::Impl {
       throw;
     }
     state_if_open_.store(state_.get(), std::memory_order_release);
+    start_follower();
   }
   ~Impl() { shut_down(); }
   Impl(const Impl&) = delete;
@@ -235,6 +241,10 @@ class Cache::Impl {
     }
   }
 
+  void start_follower() const {
+    if (options_.follow) context_of_this_process().follower.start();
+  }
+
   void close(bool remove) {
     ProcessContext& context = context_of_this_process();
     context.session.refuse_in_callback();
@@ -244,6 +254,7 @@ class Cache::Impl {
     if (remove) is_deleted_.store(true, std::memory_order_release);
     if (state == nullptr && !remove) return;
     context.session.close();
+    context.follower.stop();
     context.notifier.stop();
     context.write_queue.stop();
     state_->disable_mapping_cache();
@@ -292,6 +303,7 @@ class Cache::Impl {
     context.write_queue.restart();
     prepare(deadline);
     context.notifier.restart();
+    context.follower.start();
     state_->enable_mapping_cache();
     state_if_open_.store(state_.get(), std::memory_order_release);
     return *state_;
@@ -331,7 +343,19 @@ class Cache::Impl {
     if (!context_.compare_exchange_strong(present, mine.get(), std::memory_order_acq_rel))
       return *present;
     abandon_parent_context(of_parent);
-    return *mine.release();
+    ProcessContext& context = *mine.release();
+    start_follower_of_child(context);
+    return context;
+  }
+
+  void start_follower_of_child(ProcessContext& context) const noexcept {
+    const MutexLock lock(context.lifecycle_mutex);
+    if (state_if_open() == nullptr) return;  // reopen() starts it
+    try {
+      context.follower.start();
+    } catch (const Error& error) {  // the call that created the context goes on
+      context.session.report(Event::Kind::not_following, error.what());
+    }
   }
 
   void remove_temporary_directory_if_owner() noexcept {

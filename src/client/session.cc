@@ -158,6 +158,23 @@ void Session::back_off_after(const LogError& error, Backoff& backoff) {
   backoff.pause();
 }
 
+void Session::note_outage(const LogError& error) noexcept {
+  std::optional<std::chrono::nanoseconds> lasted;
+  {
+    const MutexLock lock(mutex_);
+    log_is_down_.store(true, std::memory_order_relaxed);
+    lasted = outage_.note_failure();
+  }
+  if (!lasted) return;
+  try {
+    const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(*lasted).count();
+    report(Event::Kind::retried, "log does not answer, trying again: log=" + log.name() +
+                                     " for_seconds=" + std::to_string(seconds) + ": " +
+                                     error.what());
+  } catch (const std::bad_alloc&) {  // the next report is due later
+  }
+}
+
 void Session::close() {
   closing_.store(true, std::memory_order_release);
   std::stop_source stop;

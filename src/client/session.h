@@ -152,6 +152,10 @@ class Session {
   // LogError(unavailable) with gave_up() set.
   void back_off_after(const LogError& error, Backoff& backoff);
 
+  // Reports that the log does not answer, if that is due (Outage). For a caller that asks again by
+  // itself.
+  void note_outage(const LogError& error) noexcept;
+
   // Records that this process has read its log and found this uuid. Until then, it does not rely on
   // what other processes recorded about theirs. Later it can tell a log that was replaced from a
   // state that never belonged to this log. From now on, reads use states of this log only.

@@ -116,6 +116,7 @@ const char* lock_name(StateLock lock) {
     case StateLock::follow: return "follow";
     case StateLock::append: return "append";
     case StateLock::install: return "install";
+    case StateLock::follower: return "follower";
   }
   return "?";
 }
@@ -163,7 +164,7 @@ struct State::Impl final : ForkHandler {
   // Null if this process may only read; then the error that says so.
   std::unique_ptr<LockFile> lock_file;
   std::optional<Error> lock_file_error;
-  mutable std::array<std::timed_mutex, 4> lock_mutexes;
+  mutable std::array<std::timed_mutex, state_lock_count> lock_mutexes;
   WritableMappingCache mapping_cache;
   CurrentFile current_file;
 };
@@ -742,6 +743,18 @@ HeldLock State::lock(StateLock which, const Deadline& deadline) const {
     if (deadline.passed()) throw gave_up();
   }
   if (!wait_for_lock(lock_file, which, deadline)) throw gave_up();
+  HeldLock held(lock_file, which, std::move(threads));
+  lock_file.check_in_place();
+  return held;
+}
+
+std::optional<HeldLock> State::try_lock(StateLock which) const {
+  const Impl& inner = *impl_;
+  LockFile& lock_file = inner.require_lock_file();
+  std::unique_lock<std::timed_mutex> threads(inner.lock_mutexes[static_cast<std::size_t>(which)],
+                                             std::try_to_lock);
+  const Deadline at_once(std::chrono::milliseconds(0));
+  if (!threads || !wait_for_lock(lock_file, which, at_once)) return std::nullopt;
   HeldLock held(lock_file, which, std::move(threads));
   lock_file.check_in_place();
   return held;

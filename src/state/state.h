@@ -136,6 +136,8 @@ class State {
   // Waits for the lock. Throws Error(unavailable), with the name of the lock, if the deadline
   // passes; Error(invalid) if the process may not use the lock file.
   HeldLock lock(StateLock which, const Deadline& deadline) const;
+  // The same without waiting. Returns nullopt if another process or thread has the lock.
+  std::optional<HeldLock> try_lock(StateLock which) const;
   // Wakes the next waiter early: the holder calls it when it expects to release the lock within
   // some tens of microseconds, which is what waking takes. If the release takes longer, the waiter
   // sleeps again.

@@ -58,6 +58,54 @@ class FollowTest(CliTest):
         follower.communicate(timeout=10)
         self.assertEqual(follower.returncode, 0)
 
+    def test_update_is_printed_at_once_however_long_the_interval(self):
+        """A log in SQLite tells the follower."""
+        self.machine.ok("set", "a", "0")
+        follower = self.machine.start("follow", "--interval", "1h")
+        self.assertIn(b"following: ", follower.stderr.readline())
+        other = self.another_machine()
+        began = time.monotonic()
+        for i in range(5):
+            # What was written before the follower had asked the log for the first time counts, too.
+            last = int(other.ok("set", "a", str(i)).text)
+            while int(follower.stdout.readline()) != last:
+                pass
+        self.assertLess(time.monotonic() - began, 60)
+        follower.terminate()
+        follower.communicate(timeout=20)
+        self.assertEqual(follower.returncode, 0)
+
+    def test_second_follower_stands_by_and_takes_over_when_the_first_is_killed(self):
+        self.machine.ok("set", "a", "0")
+        followers = []
+        for _ in range(2):
+            followers.append(self.machine.start("follow"))
+            self.assertIn(b"following: ", followers[-1].stderr.readline())
+        other = self.another_machine()
+        last = int(other.ok("set", "a", "1").text)
+        for follower in followers:  # both print what either applies
+            while int(follower.stdout.readline()) != last:
+                pass
+        followers[0].kill()
+        followers[0].communicate(timeout=20)
+        last = int(other.ok("set", "a", "2").text)
+        while int(followers[1].stdout.readline()) != last:
+            pass
+        followers[1].terminate()
+        followers[1].communicate(timeout=20)
+        self.assertEqual(followers[1].returncode, 0)
+
+    def test_second_signal_ends_it_at_once(self):
+        self.machine.ok("set", "a", "0")
+        follower = self.machine.start("follow")
+        self.assertIn(b"following: ", follower.stderr.readline())
+        follower.send_signal(signal.SIGSTOP)
+        follower.send_signal(signal.SIGINT)
+        follower.send_signal(signal.SIGTERM)
+        follower.send_signal(signal.SIGCONT)
+        follower.communicate(timeout=20)
+        self.assertIn(follower.returncode, (0, -signal.SIGTERM, -signal.SIGINT))
+
     def test_continues_after_log_was_unreachable(self):
         follower = self.follow(self.machine, "--deadline", "100ms")
         locker = sqlite3.connect(self.database, isolation_level=None)

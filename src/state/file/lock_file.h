@@ -22,11 +22,15 @@ namespace whycache {
 
 // The named locks of a machine's state. Threads and processes queue alike.
 enum class StateLock : std::uint8_t {
-  writer = 0,  // may change the state file
-  follow = 1,  // asks the log what is new
-  append = 2,  // appends to the log
-  install = 3  // creates or replaces the state file
+  writer = 0,   // may change the state file
+  follow = 1,   // asks the log what is new
+  append = 2,   // appends to the log
+  install = 3,  // creates or replaces the state file
+  // Polls the log again and again for this machine (client/follow_loop.h). Held for as long as the
+  // process does; it takes the others as it needs them.
+  follower = 4
 };
+inline constexpr std::size_t state_lock_count = 5;
 
 inline constexpr std::size_t lock_byte_count = 16;
 

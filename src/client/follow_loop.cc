@@ -1,0 +1,126 @@
+#include "client/follow_loop.h"
+
+#include <algorithm>
+#include <exception>
+#include <string>
+#include <utility>
+
+#include "base/backoff.h"
+#include "base/call_limit.h"
+#include "base/clock.h"
+#include "base/random.h"
+#include "client/follow.h"
+
+namespace whycache {
+namespace {
+
+// How often a process that stands by tries the lock, so that it follows within half a second of the
+// follower's end.
+constexpr std::chrono::milliseconds standby_interval{400};
+// Between attempts after failures. Long enough for a server that all machines ask.
+constexpr std::chrono::seconds longest_pause{15};
+
+Deadline deadline_after(std::chrono::nanoseconds time, const std::stop_token& stop) {
+  return Deadline(std::chrono::ceil<std::chrono::milliseconds>(time), stop);
+}
+
+}  // namespace
+
+FollowLoop::FollowLoop(Session& session, const FollowPace& pace, WakeFor wake_for)
+    : session_(session), pace_(pace), wake_for_(wake_for), pacer_(std::in_place, pace) {}
+
+bool FollowLoop::try_to_become_follower() {
+  std::optional<HeldLock> lock = session_.state.try_lock(StateLock::follower);
+  if (!lock) return false;
+  following_.emplace(std::move(*lock));
+  pacer_.emplace(pace_);  // the first poll is due
+  return true;
+}
+
+UpdateId FollowLoop::applied_id() const {
+  return session_.state.usable() ? session_.state.applied_id() : 0;
+}
+
+// Returns how many updates this cache has applied that it had not written. Others than these say
+// nothing about the traffic in the log: the process that writes on this machine applies them.
+std::uint64_t FollowLoop::updates_of_others() const {
+  const Counters counters = session_.counters.read();
+  return counters.updates_applied - std::min(counters.updates_written, counters.updates_applied);
+}
+
+void FollowLoop::poll_if_due(const std::stop_token& stop) {
+  if (is_follower() || try_to_become_follower()) {
+    if (pacer_->time_left(PollPacer::Clock::now()).count() > 0) return;
+  } else if (session_.has_seen_any_log() && session_.state.usable()) {
+    has_failed_ = false;
+    return;
+  }
+  session_.state.unmap_if_idle();
+  Backoff backoff(session_.options.deadline, stop);
+  if (has_failed_) session_.call_log(backoff.deadline(), [](Log& log) { return log.extent(); });
+  const PollPacer::Clock::time_point now = PollPacer::Clock::now();
+  const std::uint64_t before = updates_of_others();
+  follow(session_, backoff, 0, std::nullopt);
+  pacer_->note_poll(now, updates_of_others() > before, session_.log.notifies());
+  has_failed_ = false;
+}
+
+void FollowLoop::wait(const std::stop_token& stop) {
+  std::chrono::nanoseconds left =
+      standby_interval - standby_interval / 4000 * (random_u64() % 1000);
+  if (is_follower()) {
+    left = pacer_->time_left(PollPacer::Clock::now());
+    if (left.count() <= 0) return;
+    // After a notification, the pacer may delay the poll.
+    if (session_.log.notifies() && !pacer_->was_notified()) return wait_for_log(left, stop);
+  }
+  const Deadline deadline = deadline_after(left, stop);
+  if (wake_for_ == WakeFor::updates && session_.state.usable()) {
+    session_.state.wait(session_.state.applied_id(), deadline);
+  } else {
+    deadline.sleep(left);
+  }
+}
+
+void FollowLoop::wait_for_log(std::chrono::nanoseconds at_most, const std::stop_token& stop) {
+  const Deadline deadline = deadline_after(at_most, stop);
+  const CallLimit limit(deadline);
+  bool is_woken = true;
+  try {
+    is_woken = session_.log.wait(applied_id(), at_most);
+  } catch (const std::exception& error) {
+    // A log that cannot wake this process any more is polled. Any other error is one that the next
+    // poll meets, too.
+    if (!session_.log.notifies() && !has_reported_polling_) {
+      has_reported_polling_ = true;
+      session_.report(Event::Kind::polling,
+                      std::string("log is polled, since it cannot wake this process: log=") +
+                          session_.log.name() + ": " + error.what());
+    }
+  }
+  const PollPacer::Clock::time_point now = PollPacer::Clock::now();
+  if (is_woken) {
+    pacer_->note_notification(now);
+  } else {
+    pacer_->note_silence(now);
+  }
+}
+
+void FollowLoop::note_failure(ErrorKind kind) {
+  // A log that does not answer one process does not answer the others.
+  if (kind != ErrorKind::unavailable) following_.reset();
+  has_failed_ = true;
+}
+
+std::chrono::nanoseconds FailurePauses::next() {
+  const std::chrono::nanoseconds longest =
+      std::max<std::chrono::nanoseconds>(first_, longest_pause);
+  const unsigned doublings = std::min(++failure_count_, 20U);
+  const std::chrono::nanoseconds pause = first_ > longest / (std::int64_t{1} << doublings)
+                                             ? longest
+                                             : first_ * (std::int64_t{1} << doublings);
+  // Machines that failed together do not come back together.
+  return pause - pause / 2000 * static_cast<std::int64_t>(random_u64() % 1000);
+}
+
+}  // namespace whycache
