@@ -47,11 +47,6 @@ struct FreshValue {
   bool stale = false;
 };
 
-struct VersionedValue {
-  std::string value;
-  UpdateId version = 0;  // as View::version() says
-};
-
 // A cache on one log and one state of this machine.
 //
 // Threads: any number of threads can use one object. A thread must not be cancelled

@@ -38,6 +38,12 @@ struct KeyRange {
   [[nodiscard]] WHYCACHE_API static KeyRange prefix(std::string_view prefix);
 };
 
+// A value with its version, as View::version() says.
+struct VersionedValue {
+  std::string value;
+  UpdateId version = 0;
+};
+
 namespace detail {
 
 // The result of deleted functions of temporaries: compilers show it with the error.
@@ -176,6 +182,9 @@ class WHYCACHE_API View {
   // state again no longer knows ids up to the base; there the version is the base. Either way the
   // key had this value as of that id, and no update has changed it since. Costs more than get().
   [[nodiscard]] std::optional<UpdateId> version(std::string_view key) const;
+  // Returns a copy of the value and its version, or nullopt if the key is absent. Costs as
+  // version().
+  [[nodiscard]] std::optional<VersionedValue> get_versioned(std::string_view key) const;
 
   // Returns the first, the last item of a range, or nullopt if the range has none.
   [[nodiscard]] std::optional<Item> first(const KeyRange& range = {}) const&;

@@ -275,6 +275,12 @@ class Cache::Impl {
     return context.notifier.start(state_if_open() != nullptr);
   }
 
+  void note_damage() noexcept {
+    try {
+      session().note_damage();
+    } catch (const std::exception&) {  // the reader must get the first error, about the damage
+    }
+  }
   bool is_attached() const { return role_ == Role::attached; }
   const std::string& path() const { return location_.path; }
   AtomicCounters& counters() { return counters_; }
@@ -312,13 +318,6 @@ class Cache::Impl {
   ProcessContext& context_of_this_process() const {
     ProcessContext* const context = context_.load(std::memory_order_acquire);
     return context->owner_fork_count == fork_count() ? *context : create_child_context(context);
-  }
-
-  void note_damage() noexcept {
-    try {
-      session().note_damage();
-    } catch (const std::exception&) {  // the reader must get the first error, about the damage
-    }
   }
 
   std::unique_ptr<State> open_state() const {
@@ -493,12 +492,7 @@ FreshValue Cache::get_fresh(std::string_view key, const FreshOptions& options) {
 }
 
 std::optional<VersionedValue> Cache::get_versioned(std::string_view key) const {
-  return impl().read([&](const State& state) -> std::optional<VersionedValue> {
-    const View view(state.pin());
-    const std::optional<UpdateId> version = view.version(key);
-    if (!version) return std::nullopt;
-    return VersionedValue{std::string(*view.get(key)), *version};
-  });
+  return impl().read([&](const State& state) { return View(state.pin()).get_versioned(key); });
 }
 
 std::size_t Cache::count(const KeyRange& range) const {
@@ -879,6 +873,14 @@ State& CacheInternal::state(const Cache& cache) { return cache.impl().state(); }
 
 State* CacheInternal::state_if_open(const Cache& cache) noexcept {
   return cache.impl_ ? cache.impl_->state_if_open() : nullptr;
+}
+
+void CacheInternal::note_damage(const Cache& cache) noexcept {
+  if (cache.impl_) cache.impl_->note_damage();
+}
+
+std::shared_ptr<const detail::Pin> CacheInternal::pin(const Cache& cache) {
+  return cache.impl().read([](const State& state) { return state.pin(); });
 }
 
 std::optional<UpdateId> CacheInternal::applied_id_if_fresh(const Cache& cache,

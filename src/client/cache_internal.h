@@ -29,6 +29,10 @@ class CacheInternal {
   static Session& session(const Cache& cache);
   // Returns null while the cache is closed.
   static State* state_if_open(const Cache& cache) noexcept;
+  // Makes the next update() build the state again, as a read that finds it damaged does.
+  static void note_damage(const Cache& cache) noexcept;
+  // Pins the state as Cache::view() does.
+  static std::shared_ptr<const detail::Pin> pin(const Cache& cache);
   // Returns the applied id if update() with these options need not ask the log, else nullopt. Costs
   // nanoseconds, and never waits.
   static std::optional<UpdateId> applied_id_if_fresh(const Cache& cache,

@@ -369,6 +369,11 @@ constinit thread_local PendingGet pending_get
 
 static_assert(copy_short_bytes_max <= fast_value_bytes_max);
 
+// Another process changes the id if it adopts a file that this one has verified for itself.
+std::uint64_t state_id_of(const Header& header) {
+  return __atomic_load_n(&header.fixed.state_id, __ATOMIC_RELAXED);
+}
+
 }  // namespace
 
 // Copies the value into a string that most often has the value's size already.
@@ -393,7 +398,9 @@ struct State::CopyValue {
   [[gnu::always_inline]] bool read_slowly(const State& state, std::string_view key) const {
     return state.slow_read(key, *this);
   }
-  void take_any(std::string_view value) const { copy_into(target, value); }
+  void take_any(const Mapping&, std::string_view, std::string_view value) const {
+    copy_into(target, value);
+  }
 
   std::string& target;
 };
@@ -438,7 +445,33 @@ struct State::TestPresence {
   [[gnu::always_inline]] static bool read_slowly(const State& state, std::string_view key) {
     return state.slow_read(key, TestPresence());
   }
-  static void take_any(std::string_view) {}
+  static void take_any(const Mapping&, std::string_view, std::string_view) {}
+};
+
+// Takes the update id of the entry instead of its value.
+struct State::FindVersion {
+  template <typename Vectors>
+  [[gnu::always_inline]] bool take(const UnpinnedRead& read, const FastValue& entry, std::size_t,
+                                   std::string_view) const {
+    const auto* const word = reinterpret_cast<const std::uint64_t*>(entry.entry);
+    target.version = EntryWord(__atomic_load_n(word, __ATOMIC_RELAXED)).id();
+    target.state_id = state_id_of(read.header());
+    return true;
+  }
+  [[gnu::always_inline]] static bool not_found() { return record_miss(); }
+  [[gnu::always_inline]] bool take_slowly(const State& state, const UnpinnedRead&,
+                                          std::string_view key, std::string_view) const {
+    return read_slowly(state, key);  // never called: take() accepts every value
+  }
+  [[gnu::always_inline]] bool read_slowly(const State& state, std::string_view key) const {
+    return state.slow_read(key, *this);
+  }
+  void take_any(const Mapping& mapping, std::string_view key, std::string_view value) const {
+    target.version = entry_word_before(value.data() - key.size(), key, value).id();
+    target.state_id = state_id_of(mapping.header());
+  }
+
+  EntryVersion& target;
 };
 
 bool State::finish_get(std::string_view key, std::string& value, std::string_view found) {
@@ -520,6 +553,10 @@ bool State::contains(std::string_view key) const {
   return read_portable(*this, key, TestPresence());
 }
 
+bool State::find_version(std::string_view key, EntryVersion& version) const {
+  return read_portable(*this, key, FindVersion{version});
+}
+
 template <typename Sink>
 bool State::read(std::string_view key, Sink sink, bool passed_filter) const {
   const ThisReader& reader = this_reader;
@@ -570,8 +607,8 @@ bool State::slow_read(std::string_view key, Sink sink) const {
     const ReadSection reading;
     const Mapping* const mapping = impl_->current_file.unowned_mapping();
     for (int tries = 0; mapping != nullptr && tries < point_read_attempts_max; ++tries) {
-      outcome =
-          try_point_read(*mapping, key, [&](std::string_view value) { sink.take_any(value); });
+      outcome = try_point_read(
+          *mapping, key, [&](std::string_view value) { sink.take_any(*mapping, key, value); });
       if (mapping->last_directory_cache() != directory_cache_.load(std::memory_order_relaxed))
         impl_->current_file.refresh_directory_cache(*mapping);
       if (outcome != ReadOutcome::retry) return;
@@ -587,7 +624,7 @@ bool State::slow_read(std::string_view key, Sink sink) const {
   const std::shared_ptr<const detail::Pin> held = pin();
   const std::string_view value = held->find(key);
   if (value.data() == nullptr) return record_miss();
-  sink.take_any(value);
+  sink.take_any(held->mapping(), key, value);
   return true;
 }
 
@@ -655,6 +692,20 @@ UpdateId State::wait(UpdateId after, const Deadline& deadline) const {
 void State::wake_waiters() const noexcept {
   const std::shared_ptr<Mapping> mapping = impl_->current_file.mapping();
   if (mapping) wake_applied_waiters(mapping->header());
+}
+
+StatePosition State::position() const {
+  {
+    const ReadSection reading;
+    const Mapping* const mapping = impl_->current_file.unowned_mapping();
+    if (mapping != nullptr) {
+      const Header& header = mapping->header();
+      const UpdateId id = header.applied_id.load(std::memory_order_acquire);
+      if (!is_superseded(*mapping)) return {state_id_of(header), id};
+    }
+  }
+  const StateInfo now = info();
+  return {now.state_id, now.applied_id};
 }
 
 // --- Freshness ---

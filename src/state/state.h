@@ -53,6 +53,23 @@ struct ValueBuffer {
   bool is_undecided = false;
 };
 
+// What identifies the value of a key on this machine. A state file has one history, so a key that
+// has the same version there again has had the same value all the time. After the log was restored
+// or replaced, the state is another file, with another id.
+struct EntryVersion {
+  std::uint64_t state_id = 0;
+  UpdateId version = 0;
+
+  friend bool operator==(const EntryVersion&, const EntryVersion&) = default;
+};
+// The update up to which a state file was read.
+struct StatePosition {
+  std::uint64_t state_id = 0;
+  UpdateId applied_id = 0;
+
+  friend bool operator==(const StatePosition&, const StatePosition&) = default;
+};
+
 // Whether State::install() replaces a current state that has applied more of the same log than the
 // new one, which happens if a writer of this machine has been active meanwhile.
 enum class InstallPolicy : std::uint8_t { always, unless_behind };
@@ -93,6 +110,10 @@ class State {
     return try_get_(*this, key, buffer);
   }
   bool contains(std::string_view key) const;
+  // Sets `version` and returns true, or returns false if the key is absent. Costs as contains().
+  bool find_version(std::string_view key, EntryVersion& version) const;
+  // Returns a position at or before the one that the next read sees. Costs some nanoseconds.
+  StatePosition position() const;
   // Reads all keys as of one update id, and returns it. Calls `found(i, value)` once for each key
   // that is present, in any order.
   UpdateId get_multi(std::span<const std::string_view> keys,
@@ -213,6 +234,7 @@ class State {
   struct CopyValue;
   struct CopyToBuffer;
   struct TestPresence;
+  struct FindVersion;
   // get() with the bucket search that this processor is best at.
   using GetFunction = bool(const State& state, std::string_view key, std::string& value);
   static GetFunction get_avx2;

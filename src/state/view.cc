@@ -139,6 +139,13 @@ bool View::contains(std::string_view key) const { return find(key).data() != nul
 
 std::optional<UpdateId> View::version(std::string_view key) const { return pin().version_of(key); }
 
+std::optional<VersionedValue> View::get_versioned(std::string_view key) const {
+  UpdateId version = 0;
+  const std::string_view value = pin().find(key, version);
+  if (value.data() == nullptr) return std::nullopt;
+  return VersionedValue{std::string(value), version};
+}
+
 namespace {
 
 std::optional<Item> first_of(const Items& items) {

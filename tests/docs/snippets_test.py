@@ -68,6 +68,7 @@ PRELUDES = {
     """,
     "docs/guide/views.md": """
         #include <whycache/cache.h>
+        #include <whycache/memo.h>
         #include <cassert>
         #include <optional>
         #include <random>

@@ -68,6 +68,15 @@ struct Entry {
   }
 };
 
+// Returns the first word of the entry whose key begins at `key_in_entry`.
+inline EntryWord entry_word_before(const char* key_in_entry, std::string_view key,
+                                   std::string_view value) {
+  const std::size_t header_bytes =
+      sizeof(EntryWord) + (is_wide_entry(key.size(), value.size()) ? sizeof(WideWord) : 0);
+  const auto* const word = reinterpret_cast<const std::uint64_t*>(key_in_entry - header_bytes);
+  return EntryWord(__atomic_load_n(word, __ATOMIC_RELAXED));
+}
+
 // The file's bytes, with one bound for the whole of one read.
 class MappedBytes {
  public:

@@ -90,14 +90,15 @@ Pin::FindFunction* Pin::select_find() {
 }
 
 std::optional<UpdateId> Pin::version_of(std::string_view key) const {
+  UpdateId version = 0;
+  return find(key, version).data() == nullptr ? std::nullopt : std::optional(version);
+}
+
+std::string_view Pin::find(std::string_view key, UpdateId& version) const {
   const char* key_in_entry = nullptr;
   const std::string_view value = slow_find(key, &key_in_entry);
-  if (value.data() == nullptr) return std::nullopt;
-  const std::size_t header_bytes =
-      sizeof(EntryWord) + (is_wide_entry(key.size(), value.size()) ? sizeof(WideWord) : 0);
-  std::uint64_t word;
-  std::memcpy(&word, key_in_entry - header_bytes, sizeof word);
-  return EntryWord(word).id();
+  if (value.data() != nullptr) version = entry_word_before(key_in_entry, key, value).id();
+  return value;
 }
 
 std::string_view Pin::slow_find(std::string_view key, const char** key_in_entry) const {

@@ -36,6 +36,8 @@ class Pin {
   // find(), version_of() and get_many() throw Error(corrupt) if the file is damaged, Error(invalid)
   // in a forked child. find() returns the value, or a view without data if the key is absent.
   std::string_view find(std::string_view key) const { return find_(*this, key); }
+  // The same, and sets `version` to the update id that the entry of the value has.
+  std::string_view find(std::string_view key, UpdateId& version) const;
   // Returns the update id that the entry of the key's value has, or nullopt if the key is absent.
   std::optional<UpdateId> version_of(std::string_view key) const;
   // Calls `on_found(i, item)` for each key that is present, in order. Overlaps the cache misses of
