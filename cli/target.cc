@@ -88,6 +88,7 @@ void report_event(const Event& event) {
     case Event::Kind::not_following:
     case Event::Kind::following:
     case Event::Kind::polling:
+    case Event::Kind::changes_not_kept:
     case Event::Kind::stray_state: return print_message(event.message);
   }
 }

@@ -26,6 +26,7 @@
 #include <vector>
 
 #include <whycache/batch.h>
+#include <whycache/changes.h>
 #include <whycache/error.h>
 #include <whycache/inspection.h>
 #include <whycache/lease.h>
@@ -132,6 +133,18 @@ class WHYCACHE_API Cache {
   [[nodiscard]] Keys keys(KeyRange range = {}) const { return view().keys(std::move(range)); }
   [[nodiscard]] Values values(KeyRange range = {}) const { return view().values(std::move(range)); }
   [[nodiscard]] Items items(KeyRange range = {}) const { return view().items(std::move(range)); }
+
+  // Returns the changes of all updates beyond `from` to keys of the range (changes.h). First come
+  // those that this machine has applied, then each further one once this machine applies it. `from`
+  // 0 means everything that the log has. Some process has to call update() for the changes of other
+  // machines to arrive. The feed asks the log only for what the ring beside the state no longer
+  // has. A cache that is attached to a state reads the ring alone.
+  //
+  // The feed begins with a `reset` if it cannot know all changes since `from`: if history up to
+  // there was rewritten, the log was restored or replaced, or the log does not reach to `from`. A
+  // restored log that has grown past `from` again cannot be recognized by the id alone.
+  [[nodiscard]] Changes changes(UpdateId from, KeyRange range = {},
+                                const ChangesOptions& options = {}) const;
 
   // Writes. When a write returns an id, the update is durable in the log and visible to every
   // process of this machine. Every other machine applies it at its next update(). If a batch

@@ -29,7 +29,10 @@ struct Event {
     not_following,
     following,  // the follower follows again after a failure that was reported
     // The log cannot wake the follower, which polls it instead; `message` says why. Reported once.
-    polling
+    polling,
+    // The ring of recent changes cannot be written; `message` says why. Feeds read the log instead.
+    // Reported when that begins.
+    changes_not_kept
   };
   Kind kind;
   std::string message;
@@ -130,6 +133,13 @@ struct Options {
   // and others), or that writes changed blocks to a new place (btrfs, zfs, bcachefs): there a full
   // disk ends the writing process by SIGBUS.
   bool any_file_system = false;
+
+  // The size in bytes of the ring of recent changes, the file STATE.changes beside the state: from
+  // 64 KiB to 4 GiB, or 0 for none. Cache::changes() reads it, and reads the log for what is no
+  // longer in it. The file grows to this size as it is filled. The size belongs to the state: a
+  // process that writes with another size begins the ring again. Unset: the size that it has. A new
+  // one then gets 16 MiB, or a sixteenth of its file system if that is less.
+  std::optional<std::uint64_t> changes_bytes{};
 
   // Deprecated, without effect: the number of views is not limited.
   std::uint32_t reader_slots = 0;
@@ -235,6 +245,14 @@ struct FreshOptions {
   // Default: Options::deadline.
   std::optional<std::chrono::milliseconds> deadline{};
   // A stop request makes the call give up as if its deadline had passed.
+  std::stop_token stop{};
+};
+
+struct ChangesOptions {
+  // How long to wait for changes in all. Changes that are there already are returned even if it is
+  // 0. nullopt: until a stop is requested.
+  std::optional<std::chrono::milliseconds> deadline{};
+  // A stop request ends the feed as if the deadline had passed.
   std::stop_token stop{};
 };
 

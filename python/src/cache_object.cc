@@ -39,6 +39,7 @@ const char* name_of(Event::Kind kind) {
     case Event::Kind::following: return "following";
     case Event::Kind::polling: return "polling";
     case Event::Kind::stray_state: return "stray_state";
+    case Event::Kind::changes_not_kept: return "changes_not_kept";
   }
   return "unknown";
 }

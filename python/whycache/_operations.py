@@ -39,7 +39,10 @@ _FILL_BYTES = 512 * 1024
 
 
 class Event(NamedTuple):
-    """What `on_event` gets. Kinds: rebuilt, recovered, retried, stray_state, reconnected."""
+    """What `on_event` gets.
+
+    Kinds: rebuilt, recovered, retried, stray_state, reconnected, changes_not_kept.
+    """
 
     kind: str
     message: str

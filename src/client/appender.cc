@@ -212,6 +212,7 @@ bool Appender::apply_if_next(const LogPosition& position, const Update& update,
   if (now.log_uuid != position.log_uuid) return false;
   if (now == position) {
     writer->apply(update);
+    report_ring_fault(session_, *writer);
     session_.counters.add(&Counters::updates_applied);
     return true;
   }

@@ -14,6 +14,7 @@
 #include "client/background_follower.h"
 #include "client/bulk_load.h"
 #include "client/cache_internal.h"
+#include "client/change_feed.h"
 #include "client/change_guards.h"
 #include "client/follow.h"
 #include "client/guards.h"
@@ -29,6 +30,7 @@
 #include "log/lazy_log.h"
 #include "log/log_name.h"
 #include "log/open_log.h"
+#include "state/file/change_ring.h"
 #include "state/file/state_file.h"
 #include "state/state.h"
 
@@ -66,6 +68,12 @@ Options checked(Options options) {
   const FollowPace& pace = options.follow_pace;
   if (std::min({pace.interval_min, pace.interval_max, pace.interval_max_notified}).count() <= 0)
     refuse("an interval of follow_pace is not positive");
+  if (const std::optional<std::uint64_t> bytes = options.changes_bytes;
+      bytes && *bytes != 0 && (*bytes < change_ring_bytes_min || *bytes > change_ring_bytes_most)) {
+    refuse("changes_bytes out of range: changes_bytes=" + std::to_string(*bytes) +
+           " range=" + std::to_string(change_ring_bytes_min) + ".." +
+           std::to_string(change_ring_bytes_most) + " (or 0 for no ring of changes)");
+  }
   // The system would take what is before it for the whole path.
   if (options.state_path.find('\0') != std::string::npos)
     refuse("state_path has a zero byte: bytes=" + std::to_string(options.state_path.size()));
@@ -75,6 +83,12 @@ Options checked(Options options) {
 // Whether a cache has a log, or was attached to a state.
 enum class Role : std::uint8_t { with_log, attached };
 
+// The ring consists of whole pages.
+std::optional<std::uint64_t> whole_pages(std::optional<std::uint64_t> bytes) {
+  if (bytes) *bytes = (*bytes + change_ring_page_bytes - 1) & ~(change_ring_page_bytes - 1);
+  return bytes;
+}
+
 StateOptions state_options(const Options& options, const std::string& path, Role role) {
   return {.path = path,
           .mode = options.state_mode.value_or(0600),
@@ -83,7 +97,8 @@ StateOptions state_options(const Options& options, const std::string& path, Role
           .any_file_system = options.any_file_system,
           .read_only = role == Role::attached,
           .any_owner = role == Role::attached,
-          .waits_for_others = options.open == OpenMode::wait};
+          .waits_for_others = options.open == OpenMode::wait,
+          .changes_bytes = whole_pages(options.changes_bytes)};
 }
 
 Options options_of(const AttachOptions& attach_options) {
@@ -506,6 +521,14 @@ std::size_t Cache::size() const {
 
 View Cache::view() const {
   return impl().read([](const State& state) { return View(state.pin()); });
+}
+
+Changes Cache::changes(UpdateId from, KeyRange range, const ChangesOptions& options) const {
+  Impl& cache = impl();
+  const auto source =
+      cache.is_attached() ? Changes::Feed::Source::ring_alone : Changes::Feed::Source::ring_and_log;
+  return Changes(std::make_unique<Changes::Feed>([&cache]() -> Session& { return cache.session(); },
+                                                 source, from, std::move(range), options));
 }
 
 // --- Writes ---

@@ -96,6 +96,7 @@ void apply_page(Session& session, const LogPage& page, const LogPosition& positi
     writer->apply(update);
     session.counters.add(&Counters::updates_applied);
   });
+  report_ring_fault(session, *writer);
 }
 
 // Records when the log was asked, unless a newer answer is recorded already.

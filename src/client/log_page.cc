@@ -87,26 +87,31 @@ void check_head_reached(const Log& log, UpdateId id, UpdateId promised_head) {
                      " (repair or restore the log)");
 }
 
+void decode_next_row(const LogPage& page, std::size_t number, LogPosition& position,
+                     Update& update) {
+  const LogPage::LogRow row = page.row(number);
+  if (row.id != position.id + 1) {
+    throw damaged_update(position.id + 1,
+                         "update is missing: next_found=" + std::to_string(row.id));
+  }
+  try {
+    position.chain = verify_chain(row.bytes, row.id, position.chain);
+    decode_update(row.bytes, update);
+  } catch (const Error& error) {
+    throw damaged_update(row.id, error.what());
+  }
+  position.id = row.id;
+}
+
 void apply_updates(const LogPage& page, LogPosition& position,
                    const std::function<void(const Update&)>& apply) {
   Update update;
   for (std::size_t i = 0; i < page.row_count(); ++i) {
-    const LogPage::LogRow row = page.row(i);
-    if (row.id <= position.id) continue;
-    if (row.id != position.id + 1) {
-      throw damaged_update(position.id + 1,
-                           "update is missing: next_found=" + std::to_string(row.id));
-    }
-    std::uint64_t chain;
-    try {
-      chain = verify_chain(row.bytes, row.id, position.chain);
-      decode_update(row.bytes, update);
-    } catch (const Error& error) {
-      throw damaged_update(row.id, error.what());
-    }
+    if (page.row(i).id <= position.id) continue;
+    LogPosition next = position;
+    decode_next_row(page, i, next, update);
     apply(update);
-    position.id = row.id;
-    position.chain = chain;
+    position = next;
   }
 }
 

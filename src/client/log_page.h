@@ -102,6 +102,11 @@ HistoryMatch compare_history(const LogPage& page, const LogPosition& position, s
 // named as its head before the read.
 void check_head_reached(const Log& log, UpdateId id, UpdateId promised_head);
 
+// Verifies and decodes row `number` of the page, which has to follow `position`, and advances that.
+// Throws LogError(corrupt) if it does not follow, or is damaged; `position` is then unspecified.
+void decode_next_row(const LogPage& page, std::size_t number, LogPosition& position,
+                     Update& update);
+
 // Calls `apply` for each row after `position`, once the row is verified and decoded as a whole.
 // Skips rows at or below position.id. Advances `position` after each call, so it is correct even if
 // this throws. Throws LogError(corrupt) at a missing or damaged row, and whatever `apply` throws.

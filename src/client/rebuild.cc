@@ -507,4 +507,9 @@ void report_recovery(Session& session, const StateWriter& writer) {
                      " applied_id=" + std::to_string(writer.info().applied_id));
 }
 
+void report_ring_fault(Session& session, StateWriter& writer) {
+  if (const std::optional<std::string> fault = writer.take_ring_fault())
+    session.report(Event::Kind::changes_not_kept, *fault);
+}
+
 }  // namespace whycache

@@ -72,5 +72,7 @@ std::unique_ptr<StateBuilder> build_as_of(Session& session, UpdateId last, Backo
 
 // Counts and reports a recovery if the previous writer died while it applied an update.
 void report_recovery(Session& session, const StateWriter& writer);
+// Reports once that recent changes are not kept for feeds; called after an update was applied.
+void report_ring_fault(Session& session, StateWriter& writer);
 
 }  // namespace whycache

@@ -32,6 +32,7 @@
 #include "state/verify.h"
 #include "state/write/adopt.h"
 #include "state/write/builder.h"
+#include "state/write/change_ring_writer.h"
 #include "state/write/record_poll.h"
 #include "state/write/writable_mapping_cache.h"
 #include "state/write/writer.h"
@@ -166,6 +167,7 @@ struct State::Impl final : ForkHandler {
   std::optional<Error> lock_file_error;
   mutable std::array<std::timed_mutex, state_lock_count> lock_mutexes;
   WritableMappingCache mapping_cache;
+  ChangeRingKeeper ring_keeper;  // used only under the writer lock
   CurrentFile current_file;
 };
 
@@ -824,7 +826,7 @@ std::unique_ptr<StateWriter> State::begin_write(const Deadline& deadline,
     const std::shared_ptr<Mapping> mapping = impl_->current_file.mapping();
     if (mapping && is_in_place(*mapping))
       return std::make_unique<StateWriter>(std::move(writer), options_, *mapping,
-                                           impl_->mapping_cache, after);
+                                           impl_->mapping_cache, impl_->ring_keeper, after);
     if (tries == 2)
       throw Error(ErrorKind::corrupt, "state file was removed or is being replaced: path=" +
                                           options_.path + " (update, then retry)");
@@ -925,6 +927,9 @@ void State::remove(const Deadline& deadline) const {
     supersede(file, options_.path);
   if (::unlink(options_.path.c_str()) != 0 && errno != ENOENT)
     throw system_error("cannot remove state file", options_.path, errno);
+  const std::string ring = options_.path + change_ring_suffix;
+  if (::unlink(ring.c_str()) != 0 && errno != ENOENT)
+    throw system_error("cannot remove ring of changes", ring, errno);
 }
 
 std::vector<std::string> State::check(

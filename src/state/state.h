@@ -24,6 +24,7 @@
 #include "state/file/state_info.h"
 #include "state/file/state_lock.h"
 #include "state/inspect.h"
+#include "state/read/change_ring_reader.h"
 #include "state/write/mapping_policy.h"
 
 namespace whycache {
@@ -127,6 +128,9 @@ class State {
   UpdateId wait(UpdateId after, const Deadline& deadline) const;
   // Wakes every thread that waits, in any process; a hint without a reason. For tests.
   void wake_waiters() const noexcept;
+
+  // Returns a reader of the ring of recent changes beside the file.
+  ChangeRingReader changes() const { return ChangeRingReader(options_); }
 
   // --- Freshness, shared by the processes of this machine. ---
 

@@ -76,6 +76,7 @@ void decode(std::string_view bytes, Update& update) {
     changes = update.storage;
   }
   decode_changes(changes, count, update.changes);
+  update.encoded = bytes;
 }
 
 }  // namespace
@@ -86,6 +87,7 @@ std::uint64_t chain_start(const Uuid& log_uuid) {
 }
 
 void decode_update(std::string_view bytes, Update& update) {
+  update.encoded = {};
   try {
     decode(bytes, update);
   } catch (const Error& error) {

@@ -35,6 +35,7 @@ struct Update {
   Authorship authorship;
   std::vector<Change> changes;  // in order; of several changes of one key, the last one counts
   std::string storage;          // the decompressed changes, if they were compressed
+  std::string_view encoded;     // what it was decoded from
 };
 
 // Decodes all of `bytes` into `update`, whose memory it reuses. The keys and values point into

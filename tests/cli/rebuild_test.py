@@ -51,7 +51,7 @@ class RebuildTest(CliTest):
         machine.ok("import", "-q", "-", stdin=items)
         machine.fails("limit", "rebuild")
         self.assertEqual(machine.ok("count").text, "5000")
-        self.assertEqual(sorted(os.listdir(directory)), ["s", "s.lock"])
+        self.assertEqual(sorted(os.listdir(directory)), ["s", "s.changes", "s.lock"])
         os.rename(self.database, f"{self.database}.elsewhere")
         machine.fails("unreachable", "rebuild", "--deadline", "100ms")
         self.assertEqual(machine.ok("count").text, "5000")

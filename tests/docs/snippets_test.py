@@ -66,6 +66,13 @@ PRELUDES = {
         #include <filesystem>
         const bool made = std::filesystem::create_directory("/var/lib/flags");
     """,
+    "docs/guide/changes.md": """
+        #include <whycache/cache.h>
+        #include <cassert>
+        #include <chrono>
+        #include <map>
+        #include <string>
+    """,
     "docs/guide/views.md": """
         #include <whycache/cache.h>
         #include <whycache/memo.h>

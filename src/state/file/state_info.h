@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include <whycache/inspection.h>
@@ -29,6 +30,8 @@ struct StateOptions {
   // Whether open() waits for other processes that verify or replace the file. If not, and there are
   // some, there is no usable state yet.
   bool waits_for_others = true;
+  // The size of the ring of recent changes (change_ring.h); 0: none. nullopt: the size that it has.
+  std::optional<std::uint64_t> changes_bytes{};
 };
 
 }  // namespace whycache

@@ -21,6 +21,7 @@
 #include "base/file.h"
 #include "base/file_system.h"
 #include "state/file/mapping.h"
+#include "state/write/change_ring_writer.h"
 
 namespace whycache {
 
@@ -36,6 +37,8 @@ struct WritableMapping {
   // The process may not have as much address space as the state, or as much locked memory.
   const bool is_space_limited;
   std::size_t touched_pages = 0;  // estimate; munmap() visits each of them
+  // The ring of recent changes; null until the first update is applied.
+  std::unique_ptr<ChangeRingWriter> ring;
 };
 
 class WritableMappingCache {

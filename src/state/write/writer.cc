@@ -32,11 +32,14 @@ std::unique_ptr<WritableMapping> take_or_map(const StateOptions& options, const 
 }  // namespace
 
 StateWriter::StateWriter(HeldLock writer_lock, const StateOptions& options, const Mapping& current,
-                         WritableMappingCache& cache, MappingPolicy mapping_policy)
+                         WritableMappingCache& cache, ChangeRingKeeper& ring_keeper,
+                         MappingPolicy mapping_policy)
     : lock_(std::move(writer_lock)),
       lease_{cache, take_or_map(options, current, cache)},
       mapping_(lease_.writable->mapping),
       change_(&lock_.file(), mapping_.descriptor()),
+      options_(options),
+      ring_keeper_(ring_keeper),
       applier_(mapping_, Readers::any, options.bytes_max),
       fork_count_(fork_count()),
       mapping_policy_(mapping_policy) {
@@ -86,15 +89,25 @@ void StateWriter::apply(const Update& update) {
                 "an earlier update failed, and only a new writer can recover the state: path=" +
                     mapping_.path());
   failed_ = true;  // until apply() has returned
+  keep_for_feeds(update);
   applied_ = true;
   lease_.writable->touched_pages += estimate_touched_pages(update);
   applier_.apply(update);
   failed_ = false;
 }
 
+void StateWriter::keep_for_feeds(const Update& update) {
+  const PublishedBlock& applied = applier_.published();
+  if (update.encoded.empty() || update.id != applied.id + 1) return;
+  ring_keeper_.keep(lease_.writable->ring, options_, mapping_.descriptor(),
+                    mapping_.header().fixed.state_id, applied, update.id, update.encoded,
+                    !applied_);
+}
+
 // Roughly the number of pages that munmap() will have to visit.
 std::size_t StateWriter::estimate_touched_pages(const Update& update) const {
-  std::size_t pages = 2 + (update.erases_all ? info().item_count : 0);
+  std::size_t pages = 2 + (update.erases_all ? info().item_count : 0) + 1 +
+                      update.encoded.size() / header_page_bytes;  // of the ring
   for (const Change& change : update.changes)
     pages += 4 + (change.key.size() + change.value.size()) / header_page_bytes;
   return pages;

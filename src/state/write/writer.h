@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
+#include <string>
 #include <utility>
 
 #include "state/file/mapping.h"
@@ -11,6 +13,7 @@
 #include "state/file/state_info.h"
 #include "state/file/state_lock.h"
 #include "state/write/applier.h"
+#include "state/write/change_ring_writer.h"
 #include "state/write/mapping_policy.h"
 #include "state/write/writable_mapping_cache.h"
 
@@ -24,7 +27,8 @@ class StateWriter {
   // Takes over the writer lock. The file at options.path is the state, and `current` maps it.
   // Rolls back what a dead writer left. Throws Error(corrupt) if the file is damaged.
   StateWriter(HeldLock writer_lock, const StateOptions& options, const Mapping& current,
-              WritableMappingCache& cache, MappingPolicy mapping_policy);
+              WritableMappingCache& cache, ChangeRingKeeper& ring_keeper,
+              MappingPolicy mapping_policy);
   StateWriter(const StateWriter&) = delete;
   StateWriter& operator=(const StateWriter&) = delete;
   ~StateWriter();
@@ -36,6 +40,8 @@ class StateWriter {
   // Whether the previous writer had died while writing. The constructor has repaired the state, as
   // it does after an update that failed.
   bool recovered() const { return recovered_; }
+  // Returns why recent changes are not kept for feeds, once for each time that this begins.
+  std::optional<std::string> take_ring_fault() { return ring_keeper_.take_fault(); }
 
  private:
   // Returns the mapping to the cache, or unmaps it, when the writer is done with it.
@@ -48,6 +54,7 @@ class StateWriter {
     bool return_to_cache = false;
   };
 
+  void keep_for_feeds(const Update& update);
   std::size_t estimate_touched_pages(const Update& update) const;
   void check_not_forked() const;
 
@@ -55,6 +62,8 @@ class StateWriter {
   MappingLease lease_;  // destroyed after everything that uses the mapping
   Mapping& mapping_;
   OwnChange change_;
+  const StateOptions& options_;
+  ChangeRingKeeper& ring_keeper_;
   Applier applier_;
   std::uint64_t fork_count_;
   bool recovered_ = false;
