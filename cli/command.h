@@ -52,5 +52,6 @@ extern const Command set_command;
 extern const Command status_command;
 extern const Command update_command;
 extern const Command version_command;
+extern const Command watch_command;
 
 }  // namespace whycache::cli

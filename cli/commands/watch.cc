@@ -1,0 +1,323 @@
+// whycache watch [PREFIX]
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <CLI/CLI.hpp>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <chrono>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include <whycache/changes.h>
+#include <whycache/value.h>
+
+#include "base/file.h"
+#include "base/outage.h"
+#include "cli/command.h"
+#include "cli/escape.h"
+#include "cli/format.h"
+#include "cli/target.h"
+#include "cli/value_json.h"
+
+namespace whycache::cli {
+namespace {
+
+struct WatchArguments {
+  Target target;
+  std::string prefix;
+  std::optional<UpdateId> from;
+  std::optional<std::chrono::nanoseconds> interval;
+  std::string command;  // --exec
+  bool json = false;
+  ValueForm value_form = ValueForm::typed;
+};
+
+std::atomic<bool> watch_is_stopped{false};
+static_assert(std::atomic<bool>::is_always_lock_free);
+
+// SIGINT and SIGTERM end the watch within a tenth of a second, after the change that is being
+// handled. A second signal ends the process.
+void stop_at_signals() {
+  struct sigaction action = {};
+  action.sa_handler = [](int) { watch_is_stopped = true; };
+  action.sa_flags = SA_RESETHAND | SA_RESTART;
+  ::sigaction(SIGINT, &action, nullptr);
+  ::sigaction(SIGTERM, &action, nullptr);
+}
+
+const char* kind_name(FeedChange::Kind kind) {
+  switch (kind) {
+    case FeedChange::Kind::set: return "set";
+    case FeedChange::Kind::erase: return "erase";
+    case FeedChange::Kind::erase_all: return "erase_all";
+    case FeedChange::Kind::reset: return "reset";
+  }
+  return "?";
+}
+
+bool has_key(const FeedChange& change) {
+  return change.kind == FeedChange::Kind::set || change.kind == FeedChange::Kind::erase;
+}
+
+Json as_json(const FeedChange& change, ValueForm form) {
+  Json object;
+  object["id"] = change.id;
+  object["kind"] = kind_name(change.kind);
+  if (has_key(change)) put_bytes(object, "key", change.key);
+  if (change.kind == FeedChange::Kind::set) put_value(object, change.value, form);
+  const auto since_epoch = change.time.time_since_epoch();
+  object["time"] =
+      format_time(std::chrono::duration_cast<std::chrono::microseconds>(since_epoch).count());
+  if (change.kind == FeedChange::Kind::reset) {
+    put_bytes(object, "reason", change.note);
+  } else {
+    put_bytes(object, "writer", change.writer);
+    if (!change.note.empty()) put_bytes(object, "note", change.note);
+  }
+  object["ends_update"] = change.ends_update;
+  return object;
+}
+
+std::string as_line(const FeedChange& change, ValueForm form) {
+  std::string line = fmt::format("{}\t{}", change.id, kind_name(change.kind));
+  if (has_key(change)) line += "\t" + escape(change.key);
+  if (change.kind == FeedChange::Kind::set) line += "\t" + value_to_line(change.value, form);
+  return line;
+}
+
+// What a command reads: the bytes that `whycache get` prints.
+std::string bytes_for_command(std::string_view value, ValueForm form) {
+  if (form == ValueForm::raw || !is_typed_value(value)) return std::string(value);
+  try {
+    return json_line(value_to_json(value)) + "\n";
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::corrupt) throw;
+    return std::string(value);
+  }
+}
+
+// A file in memory, at its beginning, as the standard input of a command that may not read it.
+FileDescriptor input_with(std::string_view bytes) {
+  FileDescriptor file(::memfd_create("value", MFD_CLOEXEC));
+  if (!file) throw system_error("cannot make the input of the command", "memfd", errno);
+  write_all(file.number(), bytes, "memfd");
+  ::lseek(file.number(), 0, SEEK_SET);
+  return file;
+}
+
+// The environment of this process, and what the command is told.
+std::vector<std::string> environment_for(const FeedChange& change) {
+  std::vector<std::string> variables;
+  for (char** variable = environ; *variable != nullptr; ++variable) {
+    const std::string_view text(*variable);
+    const bool is_ours = text.starts_with("WHYCACHE_KEY=") ||
+                         text.starts_with("WHYCACHE_KEY_BASE64=") ||
+                         text.starts_with("WHYCACHE_ID=") || text.starts_with("WHYCACHE_KIND=");
+    if (!is_ours) variables.emplace_back(text);
+  }
+  variables.push_back(fmt::format("WHYCACHE_ID={}", change.id));
+  variables.push_back(fmt::format("WHYCACHE_KIND={}", kind_name(change.kind)));
+  if (!has_key(change)) return variables;
+  // An environment cannot hold a zero byte.
+  if (change.key.find('\0') == std::string_view::npos)
+    variables.push_back("WHYCACHE_KEY=" + std::string(change.key));
+  variables.push_back("WHYCACHE_KEY_BASE64=" + encode_base64(change.key));
+  return variables;
+}
+
+std::string describe_end(int status) {
+  if (WIFSIGNALED(status)) return fmt::format("signal={}", WTERMSIG(status));
+  return fmt::format("exit_code={}", WEXITSTATUS(status));
+}
+
+// Runs the command for one change and waits for its end. Returns what went wrong, or an empty
+// string.
+std::string run_command(const std::string& command, const FeedChange& change, ValueForm form) {
+  const FileDescriptor input = input_with(bytes_for_command(change.value, form));
+  const std::vector<std::string> variables = environment_for(change);
+  std::vector<char*> environment;
+  environment.reserve(variables.size() + 1);
+  for (const std::string& variable : variables)
+    environment.push_back(const_cast<char*>(variable.c_str()));
+  environment.push_back(nullptr);
+  std::string shell = "/bin/sh";
+  std::string option = "-c";
+  std::string script = command;
+  char* const words[] = {shell.data(), option.data(), script.data(), nullptr};
+  posix_spawn_file_actions_t files;
+  ::posix_spawn_file_actions_init(&files);
+  ::posix_spawn_file_actions_adddup2(&files, input.number(), STDIN_FILENO);
+  pid_t child = 0;
+  const int error =
+      ::posix_spawn(&child, shell.c_str(), &files, nullptr, words, environment.data());
+  ::posix_spawn_file_actions_destroy(&files);
+  if (error != 0)
+    return fmt::format("cannot be started: reason=\"{}\"", std::system_category().message(error));
+  int status = 0;
+  while (::waitpid(child, &status, 0) < 0 && errno == EINTR) {
+  }
+  return status == 0 ? std::string() : "failed: " + describe_end(status);
+}
+
+class Watcher {
+ public:
+  Watcher(const WatchArguments& arguments, Output& output)
+      : arguments_(arguments),
+        output_(output),
+        interval_(arguments.interval.value_or(std::chrono::seconds(1))),
+        cache_(open_cache(arguments.target)) {}
+
+  void run() {
+    const UpdateId from = arguments_.from.value_or(cache_->applied_id());
+    Changes changes = cache_->changes(from, KeyRange::prefix(arguments_.prefix));
+    print_message(fmt::format("watching: state={} prefix={} from={}", cache_->state_path(),
+                              escape(arguments_.prefix), from));
+    while (!watch_is_stopped) {
+      ask_log_if_due();
+      print_what_is_there(changes);
+    }
+    output_.flush();
+  }
+
+ private:
+  // A process that follows the log asks it for all. If none does, this one asks.
+  void ask_log_if_due() {
+    const auto now = std::chrono::steady_clock::now();
+    if (now < next_question_at_) return;
+    next_question_at_ = now + interval_;
+    note_outcome([&] { cache_->update({.staleness_max = interval_}); });
+  }
+
+  void print_what_is_there(Changes& changes) {
+    const auto longest = std::chrono::milliseconds(100);
+    const auto wait = std::min(longest, std::chrono::ceil<std::chrono::milliseconds>(interval_));
+    note_outcome([&] {
+      for (std::optional<FeedChange> change = changes.next(wait); change;
+           change = changes.next(std::chrono::milliseconds(0))) {
+        handle(*change);
+        if (watch_is_stopped) return;
+      }
+    });
+    output_.flush();
+  }
+
+  void handle(const FeedChange& change) {
+    if (change.kind == FeedChange::Kind::reset) {
+      output_.flush();
+      print_message(fmt::format("changes are missing: id={}: {}", change.id, escape(change.note)),
+                    "scan the keys again");
+    }
+    if (arguments_.json) {
+      output_.write_json(as_json(change, arguments_.value_form));
+    } else {
+      output_.write_line(as_line(change, arguments_.value_form));
+    }
+    if (arguments_.command.empty()) return;
+    output_.flush();  // before what the command prints
+    const std::string fault = run_command(arguments_.command, change, arguments_.value_form);
+    if (fault.empty()) return;
+    print_message(
+        fmt::format("command {}: id={} kind={} key={} command={}", fault, change.id,
+                    kind_name(change.kind), escape(change.key), escape(arguments_.command)),
+        "none needed: the watch continues");
+  }
+
+  // An error of the log or the state does not end the watch: it is reported when it begins, at
+  // growing intervals while it lasts, and when it is over.
+  template <typename Call>
+  void note_outcome(const Call& call) {
+    try {
+      call();
+      if (const std::optional<std::chrono::nanoseconds> lasted = outage_.note_success())
+        print_message(fmt::format("watching again after {}", format_duration(*lasted)));
+      pause_ = std::chrono::milliseconds(0);
+    } catch (const Error& error) {
+      if (const std::optional<std::chrono::nanoseconds> lasted = outage_.note_failure())
+        print_message(error.what(), "none needed if it passes: the watch continues");
+      pause_ = std::min<std::chrono::milliseconds>(2 * pause_ + std::chrono::milliseconds(10),
+                                                   std::chrono::seconds(1));
+      wait(pause_);
+    }
+  }
+  static void wait(std::chrono::milliseconds time) {
+    const auto end = std::chrono::steady_clock::now() + time;
+    while (!watch_is_stopped && std::chrono::steady_clock::now() < end) ::usleep(10'000);
+  }
+
+  const WatchArguments& arguments_;
+  Output& output_;
+  const std::chrono::nanoseconds interval_;
+  const std::unique_ptr<Cache> cache_;
+  std::chrono::steady_clock::time_point next_question_at_{};
+  Outage outage_;
+  std::chrono::milliseconds pause_{0};
+};
+
+ExitCode watch(const WatchArguments& arguments, Output& output) {
+  check_target(arguments.target);
+  stop_at_signals();
+  Watcher(arguments, output).run();
+  return ExitCode::done;
+}
+
+CommandAction prepare_watch(CLI::App& parser) {
+  const auto arguments = std::make_shared<WatchArguments>();
+  parser.add_option("PREFIX", arguments->prefix, "only keys that begin with this")->type_name("");
+  parser.add_option("--from", arguments->from, "changes beyond this update (those from now on)")
+      ->type_name("ID")
+      ->check(CLI::NonNegativeNumber);
+  parser.add_option("--exec", arguments->command, "run COMMAND by the shell for each change")
+      ->type_name("COMMAND");
+  add_duration_option(parser, "--interval", arguments->interval,
+                      "how often to poll the log if no other process does (1s)");
+  add_json_option(parser, arguments->json);
+  add_raw_bytes_option(parser, arguments->value_form);
+  add_target_options(parser, arguments->target);
+  return [arguments](Output& output) { return watch(*arguments, output); };
+}
+
+}  // namespace
+
+const Command watch_command{
+    "watch", "print each change of keys as it is applied",
+    R"(Prints the id of the update, set or erase, the key, and the value, with tabs between them.
+Does so for each change that this machine applies, whichever machine made it. An update that erases
+everything is printed as erase_all, whatever PREFIX is. Lines are escaped as those of `whycache
+scan`.
+
+Changes come from the ring of recent changes beside the state, and from the log if the ring no
+longer has them. If neither has, as after a rewrite of history or a restored log, prints reset with
+the id: what was printed before is incomplete, so scan the keys again.
+
+With --json each line says in ends_update whether the update has no further change. To resume
+without a gap, pass --from the id of the last line with ends_update true that was handled.
+
+With --exec, the environment of COMMAND has WHYCACHE_ID, WHYCACHE_KIND, WHYCACHE_KEY (unless the
+key has a zero byte) and WHYCACHE_KEY_BASE64, and its standard input the value, as `whycache get`
+prints it. The next change waits until COMMAND has ended. If it fails, that is reported, and the
+watch continues. Nothing that happens to log or state ends it. SIGINT and SIGTERM do.)",
+    R"(Examples:
+  whycache watch
+  whycache watch user. --json
+  whycache watch user. --from 1200                    changes since update 1200 first
+  whycache watch proxy. --exec 'systemctl reload proxy'
+  whycache watch --exec 'cat > "files/$WHYCACHE_KEY"'
+
+Exit codes: 0 ended by a signal, 2 the command line is wrong, 3 the log did not answer and there is
+  no state, 9 standard output cannot be written)",
+    prepare_watch};
+
+}  // namespace whycache::cli
