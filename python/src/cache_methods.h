@@ -19,6 +19,8 @@ FastMethod cache_get_multi;
 Method cache_subscript;
 Method cache_view;
 Method cache_get_versioned;
+Method cache_version_stamp;
+FastMethod cache_start_changes;
 Test cache_contains;
 Length cache_length;
 KeywordMethod cache_keys;

@@ -98,6 +98,7 @@ struct InitArguments {
   PyObject* codec = nullptr;
   PyObject* state_path = Py_None;
   PyObject* state_mode = Py_None;
+  PyObject* changes_bytes = Py_None;
   PyObject* erased_keys_max = Py_None;
   PyObject* erased_share_max = Py_None;
   PyObject* validate = Py_None;
@@ -132,6 +133,7 @@ struct InitArguments {
                                   "split_updates",
                                   "deadline_ms",
                                   "queue_bytes_max",
+                                  "changes_bytes",
                                   "erased_keys_max",
                                   "erased_share_max",
                                   "validate",
@@ -139,11 +141,11 @@ struct InitArguments {
                                   "on_event",
                                   nullptr};
     return PyArg_ParseTupleAndKeywords(
-               arguments, keywords, "OO|$sOppOKpppIpLKOOOsO:Cache", const_cast<char**>(names), &log,
-               &codec, &name, &state_path, &attach, &wait, &state_mode, &state_bytes_max,
+               arguments, keywords, "OO|$sOppOKpppIpLKOOOOsO:Cache", const_cast<char**>(names),
+               &log, &codec, &name, &state_path, &attach, &wait, &state_mode, &state_bytes_max,
                &any_file_system, &create_log, &accept_replaced_log, &update_bytes_max,
-               &split_updates, &deadline_ms, &queue_bytes_max, &erased_keys_max, &erased_share_max,
-               &validate, &writer_name, &on_event) != 0;
+               &split_updates, &deadline_ms, &queue_bytes_max, &changes_bytes, &erased_keys_max,
+               &erased_share_max, &validate, &writer_name, &on_event) != 0;
   }
 };
 
@@ -174,6 +176,8 @@ bool read_options(CacheObject& self, const InitArguments& given, Options& option
   options.split_updates = given.split_updates != 0;
   options.deadline = std::chrono::milliseconds(given.deadline_ms);
   options.queue_bytes_max = static_cast<std::size_t>(given.queue_bytes_max);
+  if (given.changes_bytes != Py_None)
+    options.changes_bytes = PyLong_AsUnsignedLongLong(given.changes_bytes);
   if (given.erased_keys_max != Py_None)
     options.guards.erased_keys_max = PyLong_AsUnsignedLongLong(given.erased_keys_max);
   if (given.erased_share_max != Py_None)
@@ -329,6 +333,10 @@ PyMethodDef cache_methods[] = {
      "get_versioned($self, key, /)\n--\n\n"
      "Returns the value of a key and its version, for set_if_version(); None if the key is "
      "absent."},
+    {"version_stamp", cache_version_stamp, METH_O,
+     "version_stamp($self, key, /)\n--\n\n"
+     "Returns bytes that stay the same while the key has the same value; None if it is absent."},
+    {"start_changes", method(cache_start_changes), METH_FASTCALL, nullptr},
     {"view", cache_view, METH_NOARGS,
      "view($self)\n--\n\n"
      "Returns the dataset as of one update id, for a with statement. Values that are plain bytes\n"

@@ -5,6 +5,8 @@
 #include <cstring>
 #include <optional>
 #include <span>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "client/cache_internal.h"
@@ -300,6 +302,40 @@ PyObject* cache_get_versioned(PyObject* object, PyObject* key_object) {
   const Ref value(decode_stored(*self.module, self.codec, found->value, key));
   if (!value) return nullptr;
   return Py_BuildValue("OK", value.get(), static_cast<unsigned long long>(found->version));
+}
+
+// As long as the stamp is the same, so is the value: Memo compares it. Takes no view.
+PyObject* cache_version_stamp(PyObject* object, PyObject* key_object) {
+  CacheObject& self = cache_of(object);
+  std::string_view key;
+  if (!read_key(*self.module, key_object, key)) return nullptr;
+  const std::shared_ptr<Handle> handle = open_handle(self);
+  if (!handle) return nullptr;
+  EntryVersion version;
+  try {
+    if (!CacheInternal::state(handle->cache).find_version(key, version)) Py_RETURN_NONE;
+  } catch (...) {
+    return set_current_error(*self.module);
+  }
+  char stamp[sizeof version];
+  std::memcpy(stamp, &version, sizeof version);
+  return bytes_of({stamp, sizeof stamp});
+}
+
+// start_changes(from, begin, end)
+PyObject* cache_start_changes(PyObject* object, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 3) return PyErr_Format(PyExc_TypeError, "start_changes() takes 3 arguments");
+  const unsigned long long from = PyLong_AsUnsignedLongLong(arguments[0]);
+  if (PyErr_Occurred() != nullptr) return nullptr;
+  KeyRange range;
+  if (!PyBytes_Check(arguments[1]) || (arguments[2] != Py_None && !PyBytes_Check(arguments[2])))
+    return PyErr_Format(PyExc_TypeError, "prefix, start and stop must be bytes");
+  const auto bytes_in = [](PyObject* bytes) {
+    return std::string(PyBytes_AS_STRING(bytes), static_cast<std::size_t>(PyBytes_GET_SIZE(bytes)));
+  };
+  range.begin = bytes_in(arguments[1]);
+  if (arguments[2] != Py_None) range.end = bytes_in(arguments[2]);
+  return make_changes(cache_of(object), from, std::move(range));
 }
 
 }  // namespace whycache::python

@@ -224,7 +224,8 @@ int execute(PyObject* module) {
     state.values = make_values(state.decode_error, state.limit_error);
     if (!state.values) return -1;
     return add_pending_types(module, state) && add_view_types(module, state) &&
-                   add_range_types(module, state) && add_cache_type(module, state) &&
+                   add_range_types(module, state) && add_changes_type(module, state) &&
+                   add_cache_type(module, state) &&
                    PyModule_AddStringConstant(module, "__version__", WHYCACHE_VERSION) == 0
                ? 0
                : -1;
@@ -238,11 +239,12 @@ template <typename Visit>
 void for_each_object(ModuleState& state, const Visit& visit) {
   for (PyObject* ModuleState::*const member :
        {&ModuleState::cache_type, &ModuleState::view_type, &ModuleState::range_type,
-        &ModuleState::range_iterator_type, &ModuleState::value_memory_type,
-        &ModuleState::pending_type, &ModuleState::completions_type, &ModuleState::error,
-        &ModuleState::invalid_error, &ModuleState::limit_error, &ModuleState::unavailable_error,
-        &ModuleState::uncertain_error, &ModuleState::conflict_error, &ModuleState::refused_error,
-        &ModuleState::corrupt_error, &ModuleState::decode_error})
+        &ModuleState::changes_type, &ModuleState::range_iterator_type,
+        &ModuleState::value_memory_type, &ModuleState::pending_type, &ModuleState::completions_type,
+        &ModuleState::error, &ModuleState::invalid_error, &ModuleState::limit_error,
+        &ModuleState::unavailable_error, &ModuleState::uncertain_error,
+        &ModuleState::conflict_error, &ModuleState::refused_error, &ModuleState::corrupt_error,
+        &ModuleState::decode_error})
     visit(state.*member);
 }
 

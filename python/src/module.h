@@ -28,6 +28,7 @@ struct ModuleState {
   PyObject* value_memory_type = nullptr;
   PyObject* pending_type = nullptr;
   PyObject* completions_type = nullptr;
+  PyObject* changes_type = nullptr;
 
   PyObject* error = nullptr;
   PyObject* invalid_error = nullptr;
@@ -83,6 +84,7 @@ bool add_cache_type(PyObject* module, ModuleState& state);
 bool add_view_types(PyObject* module, ModuleState& state);
 bool add_range_types(PyObject* module, ModuleState& state);
 bool add_pending_types(PyObject* module, ModuleState& state);
+bool add_changes_type(PyObject* module, ModuleState& state);
 
 // Ends the views of a process that was forked: its pins are those of the parent.
 void end_all_views(ModuleState& state);

@@ -45,6 +45,8 @@ struct ViewObject {
 };
 
 PyObject* make_view(CacheObject& cache);
+// Returns a feed of the changes of a range, beyond an update id.
+PyObject* make_changes(CacheObject& cache, UpdateId from, KeyRange range);
 // Returns the view, or null with an exception set if it has ended.
 const View* open_view(ViewObject& self);
 // Returns a value of the view as Python sees it: a memoryview of plain bytes, or what a typed value

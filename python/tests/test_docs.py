@@ -48,6 +48,22 @@ async def test_examples_of_the_guide_run(tmp_path, own_state, capsys):
         assert await answer.json() == {"value": "blue", "as_of": written}
         assert (await (await client.get("/absent")).json())["value"] is None
 
+    # A browser is told of changes, and resumes by the id of the last event.
+    flags = names["flags"]
+    async with TestClient(TestServer(names["events_app"])) as client:
+        before = flags.applied_id()
+        for colour in ("red", "green"):
+            await flags.set(b"colour", colour)
+        for after, expected in ((before, [before + 1, before + 2]), (before + 1, [before + 2])):
+            answer = await client.get("/events?prefix=col",
+                                      headers={"Last-Event-ID": str(after)})
+            for update_id in expected:
+                event = [await answer.content.readline() for _ in range(3)]
+                assert json.loads(event[0].removeprefix(b"data: ")) == {
+                    "kind": "set", "key": "colour"}
+                assert event[1] == b"id: %d\n" % update_id
+            answer.close()
+
     # The middleware of Django does, too: it is a plain class.
     assert names["WhycacheMiddleware"](lambda request: request)(7) == 7
     for name in ("cache", "other_machine", "bounded", "flags", "guarded", "WHYCACHE"):

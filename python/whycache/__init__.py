@@ -15,7 +15,9 @@ speed, in a state that all processes of the machine share, whatever their langua
 from collections.abc import Mapping as _Mapping
 
 from whycache._blocking import Cache
+from whycache._changes import Changes, FeedChange
 from whycache._log import AppendResult, Extent, Log, call_time_left
+from whycache._memo import Memo, MemoCounters
 from whycache._operations import (
     ABSENT,
     Change,
@@ -48,16 +50,20 @@ __all__ = [
     "AppendResult",
     "Cache",
     "Change",
+    "Changes",
     "ConflictError",
     "CorruptError",
     "DecodeError",
     "Error",
     "Event",
     "Extent",
+    "FeedChange",
     "FreshValue",
     "InvalidError",
     "LimitError",
     "Log",
+    "Memo",
+    "MemoCounters",
     "RefusedError",
     "TransactResult",
     "Transaction",

@@ -2,7 +2,15 @@
 
 from typing import Any
 
-from whycache._operations import _UNSET, Operations, _milliseconds, _nanoseconds, wait
+from whycache._changes import Changes
+from whycache._operations import (
+    _UNSET,
+    Operations,
+    _milliseconds,
+    _nanoseconds,
+    _seconds,
+    wait,
+)
 
 
 class Cache(Operations):
@@ -59,6 +67,20 @@ class Cache(Operations):
             return int(wait(pending))
         finally:
             pending.stop()  # an interrupted call would occupy a thread
+
+    def changes(self, after: int, *, prefix: bytes | None = None, start: bytes | None = None,
+                stop: bytes | None = None, deadline: Any = None) -> Changes:
+        """Returns an iterator over the changes of all updates beyond the id `after`.
+
+        Returns what this machine has applied already, then waits for what it applies next. Some
+        process has to call update() for changes of other machines to arrive.
+
+        Begins with a "reset" if it cannot know all changes since then, as after a rewrite of
+        history or a restored log: read the keys again. `deadline`: how many seconds to wait for
+        changes in all; None: forever.
+        """
+        return Changes(self._start_changes(after, prefix, start, stop),
+                       None if deadline is None else _seconds(deadline))
 
     def __enter__(self) -> "Cache":
         return self

@@ -5,7 +5,9 @@ from datetime import timedelta
 from os import PathLike
 from typing import Any, Self, TypeAlias, TypeVar
 
+from whycache._changes import Changes
 from whycache._log import Log
+from whycache._memo import Memo
 from whycache._operations import (
     Change,
     Event,
@@ -26,6 +28,7 @@ class Cache(Operations):
         state_mode: int | None = None, state_bytes_max: int = ..., any_file_system: bool = False,
         create_log: bool = True, accept_replaced_log: bool = False, update_bytes_max: int = ...,
         split_updates: bool = True, deadline: _Seconds = 10.0, queue_bytes_max: int = ...,
+        changes_bytes: int | None = None,
         staleness_max: _Seconds | None = None,
         erased_keys_max: int | None = None, erased_share_max: float | None = None,
         validate: Callable[[Change], str | None] | None = None, writer_name: str = "",
@@ -71,5 +74,9 @@ class Cache(Operations):
                   deadline: _Seconds | None = None) -> FreshValue: ...
     def update(self, *, staleness_max: _Seconds | None = ..., at_least: int = 0,
                deadline: _Seconds | None = None) -> int: ...
+    def memo(self, decode: Callable[[Any], _T], *, entries_max: int = ...,
+             keep_last_good: bool = False) -> Memo[_T]: ...
+    def changes(self, after: int, *, prefix: bytes | None = None, start: bytes | None = None,
+                stop: bytes | None = None, deadline: _Seconds | None = None) -> Changes: ...
     def __enter__(self) -> Self: ...
     def __exit__(self, *error: object) -> None: ...

@@ -16,6 +16,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from whycache import _whycache
 from whycache._log import Adapter, Log
+from whycache._memo import Memo
 
 
 class _Absent:
@@ -256,6 +257,7 @@ class Operations(_whycache.BaseCache):
         split_updates: bool = True,
         deadline: Any = 10.0,
         queue_bytes_max: int = 64 << 20,
+        changes_bytes: int | None = None,
         staleness_max: Any = None,
         erased_keys_max: int | None = None,
         erased_share_max: float | None = None,
@@ -294,6 +296,8 @@ class Operations(_whycache.BaseCache):
             update_bytes_max=_bytes_max("update_bytes_max", update_bytes_max, 32),
             split_updates=split_updates, deadline_ms=_milliseconds(deadline),
             queue_bytes_max=_bytes_max("queue_bytes_max", queue_bytes_max, 64),
+            changes_bytes=None if changes_bytes is None else _bytes_max(
+                "changes_bytes", changes_bytes, 64),
             erased_keys_max=erased_keys_max, erased_share_max=erased_share_max,
             validate=(lambda *change: validate(Change(*change))) if validate is not None else None,
             writer_name=writer_name,
@@ -315,6 +319,24 @@ class Operations(_whycache.BaseCache):
             on_event=(lambda *event: on_event(Event(*event))) if on_event is not None else None)
         _open_caches.add(self)
         return self
+
+    # --- Decoded values ---
+
+    def memo(self, decode: Any, *, entries_max: int = 10_000,
+             keep_last_good: bool = False) -> Memo[Any]:
+        """Returns a Memo: objects that `decode` makes of values, kept until a key changes.
+
+        decode: called with a value as get() returns it, such as json.loads.
+        entries_max: the most objects that are kept.
+        keep_last_good: if a value cannot be decoded, returns the object of the one before it, and
+            counts the failure, instead of raising what `decode` raised.
+        """
+        return Memo(self, decode, entries_max, keep_last_good)
+
+    def _start_changes(self, after: int, prefix: bytes | None, start: bytes | None,
+                       stop: bytes | None) -> Any:
+        begin, end = _range_bounds(prefix, start, stop)
+        return self.start_changes(after, begin, end)
 
     # --- How the classes differ ---
 

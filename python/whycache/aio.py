@@ -6,7 +6,8 @@ from collections.abc import Coroutine, Generator, Mapping
 from typing import Any, TypeVar
 
 from whycache import _whycache
-from whycache._operations import _UNSET, Operations, _milliseconds, _nanoseconds
+from whycache._changes import AsyncChanges
+from whycache._operations import _UNSET, Operations, _milliseconds, _nanoseconds, _seconds
 
 __all__ = ["Cache", "Write"]
 
@@ -177,6 +178,19 @@ class Cache(Operations):
         except asyncio.CancelledError:
             pending.stop()  # without a caller, it would occupy a thread
             raise
+
+    def changes(self, after: int, *, prefix: bytes | None = None, start: bytes | None = None,
+                stop: bytes | None = None, deadline: Any = None) -> AsyncChanges:
+        """Returns an iterator over the changes of all updates beyond the id `after`.
+
+        For `async for`; otherwise as changes() of whycache.Cache.
+
+        Begins with a "reset" if it cannot know all changes since then, as after a rewrite of
+        history or a restored log: read the keys again. `deadline`: how many seconds to wait for
+        changes in all; None: forever.
+        """
+        return AsyncChanges(self._start_changes(after, prefix, start, stop),
+                            None if deadline is None else _seconds(deadline), self)
 
     async def aclose(self) -> None:
         """Closes the cache on another thread."""

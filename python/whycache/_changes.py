@@ -1,0 +1,126 @@
+"""Changes as they are applied: what `changes()` of both caches returns."""
+
+import asyncio
+import datetime
+import time
+from typing import Any, NamedTuple
+
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
+_COUNT_MAX = 256
+# How long a wait may keep this thread from handling a signal.
+_SLICE_MS = 100
+
+
+class FeedChange(NamedTuple):
+    """One change that an update made."""
+
+    kind: str
+    """"set", "delete", "delete_all" or "reset"."""
+    id: int
+    """The id of the update."""
+    key: bytes | None
+    """None if the kind is "delete_all" or "reset"."""
+    value: Any
+    """Of "set"; otherwise None."""
+    time: datetime.datetime
+    """When the update was written, by the clock of its writer."""
+    writer: str
+    note: str
+    """What was passed as `note`; of "reset", why it cannot be said what changed."""
+    ends_update: bool
+    """Whether this is the last change of the update, so that `id` can be resumed from."""
+
+
+class _Feed:
+    """What the feeds of both caches share: changes that were taken, and are to be returned."""
+
+    def __init__(self, feed: Any, seconds: float | None) -> None:
+        self._feed = feed
+        self._end = None if seconds is None else time.monotonic() + seconds
+        self._taken: list[Any] = []
+        self._next = 0
+        self._position: int = feed.position()
+
+    @property
+    def position(self) -> int:
+        """The id of the last update whose changes were all returned: what to resume from."""
+        if self._next == len(self._taken):
+            self._position = self._feed.position()
+        return self._position
+
+    def _take(self, milliseconds: int) -> bool:
+        self._taken, self._next = self._feed.take(_COUNT_MAX, milliseconds), 0
+        return bool(self._taken)
+
+    def _return_next(self) -> FeedChange:
+        kind, update_id, key, value, time_us, writer, note, ends, undecodable = self._taken[
+            self._next]
+        self._next += 1
+        if ends:
+            self._position = update_id
+        if undecodable:
+            raise value
+        when = _EPOCH + datetime.timedelta(microseconds=time_us)
+        return FeedChange(kind, update_id, key, value, when, writer, note, ends)
+
+    def _milliseconds_left(self) -> float:
+        if self._end is None:
+            return float("inf")
+        return max(0.0, self._end - time.monotonic()) * 1000
+
+
+class Changes(_Feed):
+    """An iterator over changes. Waits for the next one, up to the deadline.
+
+    If a value cannot be decoded, raises DecodeError; the next call goes on with the next change.
+    """
+
+    def __iter__(self) -> "Changes":
+        return self
+
+    def __next__(self) -> FeedChange:
+        while self._next == len(self._taken):
+            left = self._milliseconds_left()
+            if not self._take(int(min(left, _SLICE_MS))) and left <= 0:
+                raise StopIteration
+        return self._return_next()
+
+
+class AsyncChanges(_Feed):
+    """As Changes, for `async for`. Waiting occupies no thread."""
+
+    def __init__(self, feed: Any, seconds: float | None, cache: Any) -> None:
+        super().__init__(feed, seconds)
+        self._cache = cache
+        # A take whose task was cancelled goes on: the next call waits for it.
+        self._taking: asyncio.Future[bool] | None = None
+
+    def __aiter__(self) -> "AsyncChanges":
+        return self
+
+    async def __anext__(self) -> FeedChange:
+        pause = 0.001
+        while self._next == len(self._taken):
+            left = self._milliseconds_left()
+            seen = self._cache.applied_id()
+            if await self._take_on_another_thread():
+                break
+            if left <= 0:
+                raise StopAsyncIteration
+            end = time.monotonic() + min(left / 1000, 1.0)
+            while self._cache.applied_id() == seen and time.monotonic() < end:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, 0.02)
+        return self._return_next()
+
+    async def _take_on_another_thread(self) -> bool:
+        """Takes what is there: the feed may have to read the log for it."""
+        taking = self._taking
+        if taking is None:
+            loop = asyncio.get_running_loop()
+            self._taking = taking = loop.run_in_executor(None, self._take, 0)
+        try:
+            return await asyncio.shield(taking)
+        finally:
+            if taking.done():
+                self._taking = None
