@@ -17,6 +17,7 @@
 #include "base/fork_exclusion.h"
 #include "base/hash.h"
 #include "base/signals.h"
+#include "log/statement_time.h"
 
 namespace whycache {
 namespace {
@@ -79,13 +80,6 @@ MysqlFailure statement_failure(MYSQL_STMT* statement) {
 
 }  // namespace
 
-std::chrono::milliseconds statement_time(std::chrono::milliseconds deadline) noexcept {
-  using std::chrono::milliseconds;
-  constexpr milliseconds answer_time{10};
-  const milliseconds reserved = std::max(deadline / 10, std::min(answer_time, deadline / 2));
-  return std::clamp<milliseconds>(deadline - reserved, milliseconds(1), std::chrono::hours(24));
-}
-
 bool is_connection_lost(const MysqlFailure& failure) noexcept {
   switch (failure.code) {
     case CR_OUT_OF_MEMORY:
@@ -133,24 +127,11 @@ std::unique_ptr<MysqlConnection> connect_mysql(const MysqlServer& server,
                                                std::chrono::milliseconds timeout,
                                                const Deadline& deadline,
                                                std::optional<MysqlConnectionAttempt>& attempt) {
-  // An attempt to connect to a server that answers without end is given up.
-  const std::int64_t oldest_ns =
-      boot_time_ns() - std::chrono::nanoseconds(timeout + std::chrono::seconds(2)).count();
-  if (attempt && attempt->began_at_ns() < oldest_ns && !attempt->is_done()) attempt.reset();
-  if (!attempt) {
-    attempt.emplace(
-        [server, timeout] { return std::make_unique<MysqlConnection>(server, timeout); });
-  }
-  std::optional<std::unique_ptr<MysqlConnection>> connection;
-  try {
-    connection = attempt->wait(deadline);
-  } catch (...) {
-    attempt.reset();
-    throw;
-  }
+  std::unique_ptr<MysqlConnection> connection = await_connection<MysqlConnection>(
+      [server, timeout] { return std::make_unique<MysqlConnection>(server, timeout); }, timeout,
+      deadline, attempt);
   if (!connection) throw MysqlFailure{CR_CONN_HOST_ERROR, "no answer before the deadline"};
-  attempt.reset();
-  return std::move(*connection);
+  return connection;
 }
 
 MysqlConnection::~MysqlConnection() {

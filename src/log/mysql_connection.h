@@ -25,9 +25,9 @@
 #include <variant>
 #include <vector>
 
-#include "base/background_call.h"
 #include "base/clock.h"
 #include "base/file.h"
+#include "log/connection_attempt.h"
 #include "log/mysql_server.h"
 
 namespace whycache {
@@ -37,10 +37,6 @@ struct MysqlFailure {
   unsigned code = 0;
   std::string reason;
 };
-
-// Returns after how long the server must end a statement, so that its answer arrives before
-// SocketTimeout cuts the connection at `deadline`, which would leave the outcome unknown.
-std::chrono::milliseconds statement_time(std::chrono::milliseconds deadline) noexcept;
 
 // Whether the connection failed, so that it is unknown how far the statement was executed.
 bool is_connection_lost(const MysqlFailure& failure) noexcept;
@@ -108,8 +104,7 @@ class MysqlConnection {
   bool is_aborted_ = false;
 };
 
-// An attempt to connect that goes on while its caller gives up, so that the next call can use it.
-using MysqlConnectionAttempt = BackgroundCall<std::unique_ptr<MysqlConnection>>;
+using MysqlConnectionAttempt = ConnectionAttempt<MysqlConnection>;
 
 // Returns a new connection. Continues `attempt` if it is one, and stores there an attempt that has
 // not finished when the deadline passes; then throws MysqlFailure. Otherwise as the constructor of

@@ -34,7 +34,6 @@ constexpr std::size_t packet_bytes_min = std::size_t{2} << 20;
 constexpr std::size_t column_bytes_min = packet_bytes_min;
 // The rest of the packet that carries an update.
 constexpr std::size_t statement_overhead_bytes = 4096;
-constexpr UpdateId nothing_read = ~UpdateId{0};
 constexpr std::chrono::seconds replica_timeout_max{2};
 constexpr std::chrono::seconds replica_retry_delay{5};
 // After a lost connection, or a prepared statement that the server forgot.
@@ -43,12 +42,6 @@ constexpr int immediate_retries_max = 2;
 constexpr Backoff::Pauses retry_pauses{std::chrono::milliseconds(1), std::chrono::milliseconds(64),
                                        1.0};
 constexpr char restore_hint[] = " (restore the log from a backup)";
-
-// Returns nullopt if the bytes are not a cache's update: a log takes other bytes, too.
-std::optional<std::uint64_t> chain_of(UpdateId id, std::string_view bytes) {
-  const std::optional<UpdateHeader> header = peek_header(bytes);
-  return header && header->id == id ? std::optional(header->chain) : std::nullopt;
-}
 
 // Error codes that the headers of some client libraries do not have.
 constexpr unsigned record_has_changed = 1020;  // ER_CHECKREAD: MariaDB, innodb_snapshot_isolation
@@ -340,9 +333,7 @@ void MysqlLog::connect(const Deadline& deadline) {
   if (connection_) return;
   connection_ = connect_mysql(options_.server, options_.deadline, deadline, pending_connection_);
   store_.store(store_at(*connection_), std::memory_order_relaxed);
-  earliest_read_id_ = is_open_ ? nothing_read : 0;
-  newest_read_id_ = 0;
-  newest_read_chain_.reset();
+  read_position_.restart(!is_open_);
 }
 
 template <typename Work>
@@ -752,13 +743,6 @@ MysqlLog::MysqlLogRow MysqlLog::read_log_row() {
                              WHYCACHE_REQUIRES(mutex_) { return read_log_row(connection); });
 }
 
-// Records that the server of this connection has the update at `id`.
-void MysqlLog::record_read(UpdateId id, std::optional<std::uint64_t> chain) {
-  if (id < newest_read_id_) return;
-  newest_read_id_ = id;
-  newest_read_chain_ = chain;
-}
-
 Extent MysqlLog::extent() {
   return with_connection(IfLost::retry, "cannot read extent",
                          [&](MysqlConnection& connection) WHYCACHE_REQUIRES(mutex_) {
@@ -889,11 +873,12 @@ Extent MysqlLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) {
         [&](MysqlConnection& connection) WHYCACHE_REQUIRES(mutex_) {
           const Extent now = read_updates(connection, first, last, is_first_read, buffer);
           uuid_seen_ = now.uuid;
-          earliest_read_id_ = std::min(earliest_read_id_, first);
+          read_position_.note_read_from(first);
           if (!buffer.empty()) {
-            record_read(buffer.last_id(), chain_of(buffer.last_id(), buffer.last_update()));
+            read_position_.record(buffer.last_id(),
+                                  chain_of(buffer.last_id(), buffer.last_update()));
           } else if (now.head == now.base) {
-            record_read(now.base, std::nullopt);
+            read_position_.record(now.base, std::nullopt);
           }
           return now;
         });
@@ -946,30 +931,6 @@ void MysqlLog::check_size(const MysqlConnection& connection, const char* what, c
   }
 }
 
-// Whether an append at `id` may trust that the connection leads to a server with the updates that
-// the writer knows. The first connection does. Over another one, the update before `id` must have
-// been read or appended.
-bool MysqlLog::has_read_predecessor(UpdateId id) const {
-  if (earliest_read_id_ == 0) return true;
-  return earliest_read_id_ <= std::max<UpdateId>(id - 1, 1) && id <= newest_read_id_ + 1;
-}
-
-// Throws Error(unavailable) if the update before `id`, as read over this connection, is not the one
-// that `bytes` continue.
-void MysqlLog::check_predecessor(UpdateId id, std::string_view bytes) const {
-  if (!newest_read_chain_ || newest_read_id_ + 1 != id) return;
-  if (!chain_of(id, bytes)) return;
-  try {
-    verify_chain(bytes, id, *newest_read_chain_);
-  } catch (const Error& error) {
-    if (error.kind() != ErrorKind::corrupt) throw;
-    throw Error(
-        ErrorKind::unavailable,
-        "log has another update before this one than it continues, nothing was written: id=" +
-            std::to_string(id) + " log=" + name());
-  }
-}
-
 Log::Appended MysqlLog::append(UpdateId id, std::string_view bytes) {
   check_update(id, bytes);
   const bool inserted = with_connection(
@@ -977,19 +938,12 @@ Log::Appended MysqlLog::append(UpdateId id, std::string_view bytes) {
       [&](MysqlConnection& connection) WHYCACHE_REQUIRES(mutex_) {
         check_size(connection, "update", "whycache_updates", bytes.size(),
                    update_column_bytes_max_);
-        if (!has_read_predecessor(id)) {
-          throw Error(
-              ErrorKind::unavailable,
-              "connection was lost, and the update before this one was not read over the new "
-              "one, nothing was written: id=" +
-                  std::to_string(id) + " log=" + name());
-        }
-        check_predecessor(id, bytes);
+        read_position_.check_append(id, bytes, name());
         try {
           const bool done =
               connection.run(append_sql(options_.instance),
                              {id, bytes, as_bytes(uuid_seen_), id, id - 1, id - 1}) == 1;
-          if (done) record_read(id, chain_of(id, bytes));
+          if (done) read_position_.record(id, chain_of(id, bytes));
           return done;
         } catch (const MysqlFailure& failure) {
           if (failure.code == ER_DUP_ENTRY) return false;

@@ -44,11 +44,12 @@
 
 #include <whycache/log.h>
 
-#include "base/background_call.h"
 #include "base/clock.h"
 #include "base/mutex.h"
+#include "log/connection_attempt.h"
 #include "log/log_checks.h"
 #include "log/mysql_server.h"
+#include "log/read_position.h"
 #include "log/row_buffer.h"
 
 namespace whycache {
@@ -130,9 +131,6 @@ class MysqlLog final : public Log {
                       bool is_first_read, RowBuffer& buffer) WHYCACHE_REQUIRES(mutex_);
   bool read_replica(UpdateId first, const PrimaryHead& primary, RowBuffer& buffer);
   std::optional<PollResult> poll_replica(UpdateId first, const VisitUpdate& visit);
-  void record_read(UpdateId id, std::optional<std::uint64_t> chain) WHYCACHE_REQUIRES(mutex_);
-  bool has_read_predecessor(UpdateId id) const WHYCACHE_REQUIRES(mutex_);
-  void check_predecessor(UpdateId id, std::string_view bytes) const WHYCACHE_REQUIRES(mutex_);
 
   void check_size(const MysqlConnection& connection, const char* what, const char* table,
                   std::size_t bytes, std::size_t column_bytes_max) const;
@@ -156,19 +154,13 @@ class MysqlLog final : public Log {
   std::unique_ptr<MysqlConnection> connection_ WHYCACHE_GUARDED_BY(mutex_);
   std::unique_ptr<MysqlConnection> replica_connection_ WHYCACHE_GUARDED_BY(mutex_);
   // Attempts to connect that took longer than the call that began them.
-  std::optional<BackgroundCall<std::unique_ptr<MysqlConnection>>> pending_connection_
-      WHYCACHE_GUARDED_BY(mutex_);
-  std::optional<BackgroundCall<std::unique_ptr<MysqlConnection>>> pending_replica_connection_
+  std::optional<ConnectionAttempt<MysqlConnection>> pending_connection_ WHYCACHE_GUARDED_BY(mutex_);
+  std::optional<ConnectionAttempt<MysqlConnection>> pending_replica_connection_
       WHYCACHE_GUARDED_BY(mutex_);
   std::optional<Deadline> replica_unavailable_until_ WHYCACHE_GUARDED_BY(mutex_);
   // The uuid of the log at the primary.
   Uuid uuid_seen_ WHYCACHE_GUARDED_BY(mutex_){};
-  // The least id at which a read over this connection began. 0: this is the first connection, over
-  // which any append is allowed.
-  UpdateId earliest_read_id_ WHYCACHE_GUARDED_BY(mutex_) = 0;
-  // The greatest id that was read or appended over this connection, and its chain if it is known.
-  UpdateId newest_read_id_ WHYCACHE_GUARDED_BY(mutex_) = 0;
-  std::optional<std::uint64_t> newest_read_chain_ WHYCACHE_GUARDED_BY(mutex_);
+  ReadPosition read_position_ WHYCACHE_GUARDED_BY(mutex_);
   bool is_open_ WHYCACHE_GUARDED_BY(mutex_) = false;
   // Whether to read by the procedures, as SELECT was denied.
   bool uses_procedures_ WHYCACHE_GUARDED_BY(mutex_) = false;

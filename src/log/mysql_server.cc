@@ -4,12 +4,11 @@
 #include <charconv>
 #include <cstdlib>
 
-#include "base/file.h"
+#include "log/server_options.h"
 
 namespace whycache {
 namespace {
 
-constexpr std::size_t secret_file_bytes_max = std::size_t{1} << 16;
 constexpr std::size_t database_bytes_max = 64;
 
 Error invalid(const std::string& message) { return Error(ErrorKind::invalid, message); }
@@ -87,21 +86,6 @@ void set_address(MysqlServer& server, std::string_view text) {
   server.port = url.port().value_or(3306);
 }
 
-void take_tls(Url& url, MysqlServer& server, bool& off, bool& always) {
-  const std::string tls = url.take_option("tls").value_or("");
-  if (!tls.empty() && tls != "verify" && tls != "off")
-    throw invalid("option tls is neither verify nor off");
-  off = tls == "off";
-  always = tls == "verify";
-  server.tls_ca = url.take_option("tls_ca").value_or("");
-  server.tls_certificate = url.take_option("tls_cert").value_or("");
-  server.tls_key = url.take_option("tls_key").value_or("");
-  const bool has_files =
-      !server.tls_ca.empty() || !server.tls_certificate.empty() || !server.tls_key.empty();
-  if (off && has_files) throw invalid("option tls=off contradicts tls_ca, tls_cert and tls_key");
-  always = always || has_files;
-}
-
 void take_password(Url& url, MysqlServer& server) {
   server.password = url.password();
   server.password_file = url.take_option("password_file").value_or("");
@@ -114,12 +98,6 @@ void take_password(Url& url, MysqlServer& server) {
 }
 
 }  // namespace
-
-bool is_loopback(std::string_view host) noexcept {
-  if (host == "localhost" || host == "::1") return true;
-  return host.starts_with("127.") &&
-         host.find_first_not_of("0123456789.") == std::string_view::npos;
-}
 
 MysqlOptionFile parse_mysql_option_file(std::string_view text) {
   MysqlOptionFile file;
@@ -143,29 +121,11 @@ MysqlOptionFile parse_mysql_option_file(std::string_view text) {
   return file;
 }
 
-namespace {
-
-// `what` names the file in messages: whose path it is, the URL has in an option.
-std::string read_secret(const std::string& what, const std::string& path) {
-  try {
-    return read_file_of_operator(path, secret_file_bytes_max);
-  } catch (const Error& error) {
-    throw Error(error.kind(), what + " of the log cannot be used: " + error.what(),
-                error.system_error());
-  }
-}
-
-}  // namespace
-
 MysqlLogin MysqlServer::login() const {
   MysqlLogin login{user, password.value_or("")};
   bool has_password = password.has_value();
   if (!password_file.empty()) {
-    login.password = read_secret("password_file", password_file);
-    while (!login.password.empty() &&
-           (login.password.back() == '\n' || login.password.back() == '\r')) {
-      login.password.pop_back();
-    }
+    login.password = read_password_file(password_file);
     has_password = true;
   }
   if (!option_file.empty()) {
@@ -204,11 +164,12 @@ MysqlServers take_mysql_servers(Url& url) {
   if (!primary.socket.empty() && primary.socket[0] != '/')
     throw invalid("option socket is not an absolute path");
   take_password(url, primary);
-  bool tls_off = false;
-  bool tls_always = false;
-  take_tls(url, primary, tls_off, tls_always);
+  const TlsOptions tls = take_tls_options(url);
+  primary.tls_ca = tls.ca;
+  primary.tls_certificate = tls.certificate;
+  primary.tls_key = tls.key;
   const auto must_verify = [&](const MysqlServer& server) {
-    return !tls_off && (tls_always || (server.socket.empty() && !is_loopback(server.host)));
+    return !tls.is_off && (tls.always || (server.socket.empty() && !is_loopback(server.host)));
   };
   primary.verifies_tls = must_verify(primary);
   if (const std::optional<std::string> address = url.take_option("replica")) {

@@ -56,9 +56,6 @@ struct MysqlServers {
 // Takes the host, path and options that name servers from a mysql: URL. Throws Error(invalid).
 MysqlServers take_mysql_servers(Url& url);
 
-// Whether packets for `host` stay on this machine.
-bool is_loopback(std::string_view host) noexcept;
-
 // The `user` and `password` of an option file, from its groups [client], [mysql] and [whycache].
 // The last one of each counts.
 struct MysqlOptionFile {

@@ -398,7 +398,7 @@ TEST_F(MysqlLogSecrets, changed_password_file_is_read_on_reconnect) {
 TEST_F(MysqlLogTls, certificate_of_other_authority_or_host_is_refused) {
   const CertificateAuthority authority("IP:127.0.0.1");
   const CertificateAuthority other_user("IP:127.0.0.1");
-  MariadbServer server(authority.server_options());
+  MariadbServer server(tls_options(authority));
   MysqlStore store(server);
   MariadbClient(server).run("CREATE USER 'ada'@'%' REQUIRE SSL; GRANT ALL ON *.* TO 'ada'@'%'");
   const std::string url = server.url(store.database(), "ada");
@@ -443,7 +443,7 @@ TEST_F(MysqlLogTls, tls_is_required_off_loopback) {
   const std::string address = outer_address();
   if (address.empty()) GTEST_SKIP() << "NOT TESTED: this machine has no address but loopback";
   const CertificateAuthority authority("IP:" + address);
-  std::vector<std::string> options = authority.server_options();
+  std::vector<std::string> options = tls_options(authority);
   options.push_back("--bind-address=0.0.0.0");
   MariadbServer server(options);
   MysqlStore store(server);
@@ -458,7 +458,7 @@ TEST_F(MysqlLogTls, tls_is_required_off_loopback) {
 
 TEST_F(MysqlLogTls, lost_connection_leaves_sigpipe_handler_unchanged) {
   const CertificateAuthority authority("IP:127.0.0.1");
-  MariadbServer server(authority.server_options());
+  MariadbServer server(tls_options(authority));
   MysqlStore store(server);
   Child child([&] {
     ::signal(SIGPIPE, SIG_DFL);

@@ -52,7 +52,7 @@ TEST_F(MysqlLogFork, forks_during_appends_lose_nothing) {
                   "threads held them";
 #endif
   const CertificateAuthority authority("IP:127.0.0.1");
-  MariadbServer server(authority.server_options());
+  MariadbServer server(tls_options(authority));
   MysqlStore store(server);
   for (const std::string& options : {std::string(), "?tls_ca=" + authority.ca()}) {
     const std::string url = server.url(store.database()) + options;

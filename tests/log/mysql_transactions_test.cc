@@ -16,6 +16,7 @@
 #include "base/call_limit.h"
 #include "log/mysql_connection.h"
 #include "log/mysql_test_support.h"
+#include "log/statement_time.h"
 #include "support/child_process.h"
 
 namespace whycache {

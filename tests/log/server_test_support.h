@@ -1,0 +1,115 @@
+// Helpers of the tests of logs in database servers (mysql_*_test.cc, postgres_*_test.cc).
+#pragma once
+
+#include <gtest/gtest.h>
+#include <whycache/cache.h>
+#include <whycache/log.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <fstream>
+#include <functional>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <thread>
+
+#include "log/child.h"
+#include "log/log_helpers.h"
+#include "support/seed.h"
+#include "support/temporary_directory.h"
+#include "support/thrown_error.h"
+
+namespace whycache {
+
+using std::chrono::milliseconds;
+using std::chrono::steady_clock;
+using testing::expect_error;
+using testing::TemporaryDirectory;
+using testing::thrown_error;
+
+// Appends `bytes`, which must be unique in the log, exactly once: retries while the log is
+// unavailable, and reads it after an uncertain append.
+inline void append_until_acknowledged(Log& log, const std::string& bytes) {
+  std::optional<UpdateId> uncertain_from;
+  for (;;) {
+    try {
+      if (uncertain_from) {
+        const Updates since = updates_of(log, *uncertain_from);
+        if (std::any_of(since.begin(), since.end(),
+                        [&](const auto& update) { return update.second == bytes; }))
+          return;
+        uncertain_from.reset();
+      }
+      const UpdateId head = log.extent().head;
+      // Read from the head itself: a log with a new connection requires that before an append.
+      uncertain_from = head;
+      if (log.append(head + 1, bytes) == Appended::yes) return;
+      uncertain_from.reset();
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::unavailable && error.kind() != ErrorKind::uncertain) throw;
+      std::this_thread::sleep_for(milliseconds(10));
+    }
+  }
+}
+
+inline milliseconds measure_duration(const std::function<void()>& call) {
+  const auto began = steady_clock::now();
+  call();
+  return std::chrono::duration_cast<milliseconds>(steady_clock::now() - began);
+}
+
+inline bool becomes_true_within(milliseconds timeout, const std::function<bool()>& what) {
+  const auto end = steady_clock::now() + timeout;
+  while (!what()) {
+    if (steady_clock::now() > end) return false;
+    std::this_thread::sleep_for(milliseconds(5));
+  }
+  return true;
+}
+
+inline std::string replace_all(std::string text, const std::string& what, const std::string& with) {
+  for (std::size_t at = text.find(what); at != std::string::npos;
+       at = text.find(what, at + with.size()))
+    text.replace(at, what.size(), with);
+  return text;
+}
+
+// A certificate authority, and a certificate for `host` that it signed.
+class CertificateAuthority {
+ public:
+  explicit CertificateAuthority(const std::string& host) {
+    const auto openssl = [&](const std::string& words) {
+      const std::string command =
+          "cd " + directory_.path() + " && openssl " + words + " >output 2>&1";
+      if (std::system(command.c_str()) != 0) throw std::runtime_error("openssl failed: " + words);
+    };
+    openssl(
+        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 "
+        "-subj /CN=authority -keyout ca.key -out ca.pem");
+    openssl(
+        "req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=server "
+        "-keyout server.key -out server.csr");
+    std::ofstream(directory_.file("extensions")) << "subjectAltName=" << host << '\n';
+    openssl(
+        "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 "
+        "-extfile extensions -out server.pem");
+  }
+  std::string ca() const { return directory_.file("ca.pem"); }
+  std::string certificate() const { return directory_.file("server.pem"); }
+  std::string key() const { return directory_.file("server.key"); }
+
+ private:
+  TemporaryDirectory directory_;
+};
+
+// Options of a cache with its own state file.
+inline Options options_for(const TemporaryDirectory& directory, const std::string& name) {
+  Options options;
+  options.state_path = directory.file(name);
+  options.any_file_system = true;
+  return options;
+}
+
+}  // namespace whycache
