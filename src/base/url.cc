@@ -16,6 +16,7 @@ constexpr std::size_t scheme_bytes_max = 32;
 constexpr std::size_t option_key_bytes_max = 48;
 constexpr std::size_t instance_bytes_max = 48;
 constexpr std::uint16_t mysql_port = 3306;
+constexpr std::uint16_t postgres_port = 5432;
 
 constexpr bool is_between(char c, char first, char last) { return c >= first && c <= last; }
 constexpr bool is_digit(char c) { return is_between(c, '0', '9'); }
@@ -108,7 +109,7 @@ std::string parse_scheme(std::string_view text) {
   if (!good) {
     throw invalid(
         "log url does not begin with a scheme (write file:///dir, sqlite:///file.db, "
-        "mysql://user@host/database or memory:name)");
+        "mysql://user@host/database, postgres://user@host/database or memory:name)");
   }
   return scheme;
 }
@@ -133,6 +134,41 @@ std::string canonical_host(std::string host) {
   std::transform(host.begin(), host.end(), host.begin(), to_lower);
   if (host.find(':') != std::string::npos) host = canonical_ipv6_address(host);
   return host == "localhost" || host == "::1" ? "127.0.0.1" : host;
+}
+
+// Returns the scheme of the log behind the tiers: "mysql" in "memcached+mysql".
+std::string_view scheme_of_log(std::string_view scheme) {
+  return scheme.substr(scheme.rfind('+') + 1);
+}
+
+bool is_postgres(std::string_view scheme) {
+  const std::string_view of_log = scheme_of_log(scheme);
+  return of_log == "postgres" || of_log == "postgresql";
+}
+
+// "host", "host:port", "[address]:port".
+Url::HostAndPort parse_host(std::string_view text) {
+  const bool in_brackets = text.substr(0, 1) == "[";
+  const std::size_t host_end = in_brackets ? text.find(']') : text.find(':');
+  const std::string_view host =
+      in_brackets ? text.substr(1, host_end - 1) : text.substr(0, host_end);
+  if (in_brackets && host_end == std::string_view::npos)
+    throw invalid("log url has a '[' without a ']' in its host");
+  if (in_brackets ? !is_ipv6_address(host) : !is_host(host)) {
+    throw invalid("log url has a host with characters that no host name or address has");
+  }
+  Url::HostAndPort parsed{std::string(host), std::nullopt};
+  if (host_end == std::string_view::npos) return parsed;
+  const std::string_view after_host = text.substr(host_end + (in_brackets ? 1 : 0));
+  if (after_host.empty()) return parsed;
+  if (after_host[0] != ':') throw invalid("log url has something other than a port after its host");
+  parsed.port = parse_port(after_host.substr(1));
+  return parsed;
+}
+
+std::string to_text(const Url::HostAndPort& host) {
+  return (host.host.find(':') == std::string::npos ? host.host : '[' + host.host + ']') +
+         (host.port ? ':' + std::to_string(*host.port) : "");
 }
 
 }  // namespace
@@ -198,22 +234,18 @@ void Url::parse_authority(std::string_view authority) {
     authority.remove_prefix(at + 1);
   }
 
-  const bool in_brackets = authority.substr(0, 1) == "[";
-  const std::size_t host_end = in_brackets ? authority.find(']') : authority.find(':');
-  const std::string_view host =
-      in_brackets ? authority.substr(1, host_end - 1) : authority.substr(0, host_end);
-  if (in_brackets && host_end == std::string_view::npos)
-    throw invalid("log url has a '[' without a ']' in its host");
-  if (in_brackets ? !is_ipv6_address(host) : !is_host(host)) {
-    throw invalid("log url has a host with characters that no host name or address has");
+  const bool has_several = is_postgres(scheme_);
+  const std::size_t first_end = has_several ? authority.find(',') : std::string_view::npos;
+  HostAndPort first = parse_host(authority.substr(0, first_end));
+  host_ = std::move(first.host);
+  port_ = first.port;
+  for (std::size_t end = first_end; end != std::string_view::npos;) {
+    authority.remove_prefix(end + 1);
+    end = authority.find(',');
+    more_hosts_.push_back(parse_host(authority.substr(0, end)));
+    if (host_.empty() || more_hosts_.back().host.empty())
+      throw invalid("log url has an empty host among several");
   }
-  host_ = host;
-
-  if (host_end == std::string_view::npos) return;
-  const std::string_view after_host = authority.substr(host_end + (in_brackets ? 1 : 0));
-  if (after_host.empty()) return;
-  if (after_host[0] != ':') throw invalid("log url has something other than a port after its host");
-  port_ = parse_port(after_host.substr(1));
 }
 
 void Url::parse_options(std::string_view query) {
@@ -287,13 +319,26 @@ void Url::reject_unknown_options() const {
 
 Url Url::canonical() const {
   Url url = *this;
-  const std::string_view scheme = std::string_view(scheme_).substr(scheme_.rfind('+') + 1);
+  const std::string_view scheme = scheme_of_log(scheme_);
   if ((scheme == "file" || scheme == "sqlite") && path_.starts_with('/')) {
     url.path_ = canonical_path(path_);
     url.has_authority_ = true;
   }
   url.host_ = canonical_host(host_);
   if (scheme == "mysql" && port_ == mysql_port) url.port_.reset();
+  if (!is_postgres(scheme_)) return url;
+  url.scheme_ = scheme_.substr(0, scheme_.size() - scheme.size()) + "postgres";
+  std::vector<HostAndPort> hosts = more_hosts_;
+  hosts.push_back({host_, port_});
+  for (HostAndPort& host : hosts) {
+    host.host = canonical_host(host.host);
+    if (host.port == postgres_port) host.port.reset();
+  }
+  std::sort(hosts.begin(), hosts.end());
+  hosts.erase(std::unique(hosts.begin(), hosts.end()), hosts.end());
+  url.host_ = hosts[0].host;
+  url.port_ = hosts[0].port;
+  url.more_hosts_.assign(hosts.begin() + 1, hosts.end());
   return url;
 }
 
@@ -304,8 +349,8 @@ std::string Url::redacted() const {
   if (has_authority_) {
     if (!user_.empty() || password_)
       text += percent_encode(user_, UrlComponent::other) + (password_ ? ":***@" : "@");
-    text += host_.find(':') == std::string::npos ? host_ : '[' + host_ + ']';
-    if (port_) text += ':' + std::to_string(*port_);
+    text += to_text({host_, port_});
+    for (const HostAndPort& host : more_hosts_) text += ',' + to_text(host);
   }
   text += percent_encode(path_, UrlComponent::path);
   char separator = '?';

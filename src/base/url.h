@@ -4,11 +4,13 @@
 //   sqlite:///var/lib/flags.db
 //   memory:    memory:name                     no authority; the path follows the colon
 //   mysql://user:password@host:3306/db?tls=verify
+//   postgres://user@host,host:5433/db          several hosts, tried in order
 //
 // Components are percent-decoded. A URL may hold secrets, and people put them in the wrong place.
 // No message therefore repeats the text of a URL; messages print redacted().
 #pragma once
 
+#include <compare>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -24,6 +26,13 @@ bool is_instance_name(std::string_view name) noexcept;
 
 class Url {
  public:
+  struct HostAndPort {
+    std::string host;  // an IPv6 address has no brackets
+    std::optional<std::uint16_t> port;
+    // NOLINTNEXTLINE(modernize-use-nullptr): the check takes the 0 of a comparison for a pointer
+    friend auto operator<=>(const HostAndPort&, const HostAndPort&) = default;
+  };
+
   // Throws Error(invalid) if the text is no URL of a log: no scheme, a character that must be
   // percent-encoded, an invalid port, an option without value or given twice. The message says what
   // to write instead.
@@ -34,6 +43,8 @@ class Url {
   const std::optional<std::string>& password() const { return password_; }
   const std::string& host() const { return host_; }  // an IPv6 address has no brackets
   std::optional<std::uint16_t> port() const { return port_; }
+  // The hosts after the first one; only postgres: has several.
+  const std::vector<HostAndPort>& more_hosts() const { return more_hosts_; }
   const std::string& path() const { return path_; }
 
   // Returns the path, for logs in the file system. Throws Error(invalid) if it is not absolute, or
@@ -51,7 +62,9 @@ class Url {
   // - a path in the file system (schemes file and sqlite) has no symbolic links, no `.`, `..`, `//`
   //   or trailing `/`; what does not exist yet keeps its name
   // - a host name is in lower case, and an address of this machine is 127.0.0.1
-  // - the default port of mysql is left out
+  // - several hosts are in order, each once
+  // - the default port of mysql or postgres is left out
+  // - scheme postgresql is postgres
   // Looks at the file system. Works for any scheme, also with a tier before it.
   Url canonical() const;
 
@@ -75,6 +88,7 @@ class Url {
   std::optional<std::string> password_;
   std::string host_;
   std::optional<std::uint16_t> port_;
+  std::vector<HostAndPort> more_hosts_;
   std::string path_;
   std::vector<Option> options_;
 };

@@ -244,6 +244,32 @@ TEST(UrlCanonical, spellings_of_one_server_are_one) {
   EXPECT_EQ(canonical("memory:a//b/./c"), "memory:a//b/./c");
 }
 
+TEST(UrlHosts, postgres_url_has_several_hosts_in_order) {
+  const Url url("postgres://user:pass@One.example.org,two.example.org:5433,[::1]:5434/db?tls=off");
+  EXPECT_EQ(url.host(), "One.example.org");
+  EXPECT_EQ(url.port(), std::nullopt);
+  const std::vector<Url::HostAndPort> more = {{"two.example.org", 5433}, {"::1", 5434}};
+  EXPECT_EQ(url.more_hosts(), more);
+  EXPECT_EQ(url.path(), "/db");
+  EXPECT_EQ(url.redacted(),
+            "postgres://user:***@One.example.org,two.example.org:5433,[::1]:5434/db?tls=***");
+}
+
+TEST(UrlHosts, order_and_spelling_of_postgres_hosts_do_not_matter) {
+  for (const char* const spelling :
+       {"postgres://b,a:5433/db", "postgresql://A:5433,B/db", "postgresql://b:5432,b,a:5433/db"})
+    EXPECT_EQ(canonical(spelling), "postgres://a:5433,b/db") << spelling;
+  EXPECT_EQ(canonical("memcached+postgresql://LOCALHOST:5432/db"),
+            "memcached+postgres://127.0.0.1/db");
+}
+
+TEST(UrlHosts, several_hosts_are_rejected_where_they_mean_nothing) {
+  for (const char* const text :
+       {"mysql://a,b/db", "postgres://a,/db", "postgres://,a/db", "postgres://a,b:0/db",
+        "postgres://a,b c/db", "postgres://a,[::1/db", "postgres://a,[::1]x/db"})
+    EXPECT_THROW(Url{text}, Error) << text;
+}
+
 // A redacted URL can be printed in a message without quoting.
 TEST(UrlRedacted, redacted_url_encodes_control_characters_and_quotes) {
   const std::string text = Url("file:///a%0Ab%1b[2J%22?instance=%0a").redacted();
