@@ -135,7 +135,8 @@ Usage: whycache [OPTIONS] COMMAND [OPTIONS] ...
 const char* const overview_end = R"(
 Which cache:
   --log URL      or WHYCACHE_LOG    the log, which stores writes: sqlite:///var/lib/flags.db,
-                                    file:///var/lib/flags, mysql://user@host/database
+                                    file:///var/lib/flags, mysql://user@host/database,
+                                    postgres://user@host/database
   --state PATH   or WHYCACHE_STATE  this machine's state, which serves reads; has a default
   --profile NAME                    both as in ~/.config/whycache.toml or /etc/whycache.toml
 

@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstdlib>
+#include <functional>
 #include <optional>
 #include <string_view>
 #include <system_error>
@@ -22,6 +23,9 @@
 #if WHYCACHE_WITH_MYSQL
 #include "log/mysql_connection.h"
 #endif
+#if WHYCACHE_WITH_POSTGRES
+#include "log/postgres_connection.h"
+#endif
 
 namespace whycache::cli {
 namespace {
@@ -30,18 +34,13 @@ constexpr std::int64_t day_us = 86'400'000'000;
 constexpr std::int64_t certificate_warning_us = 14 * day_us;
 constexpr std::string_view memcached_prefix = "memcached+";
 
-#if WHYCACHE_WITH_MYSQL
-
 // Leases compare times of different machines.
 constexpr std::int64_t clock_skew_max_us = 1'000'000;
 
-Finding check_server_clock(MysqlConnection& connection) {
+// `ask_server` returns the server's time, in microseconds since 1970.
+[[maybe_unused]] Finding check_server_clock(const std::function<std::int64_t()>& ask_server) {
   const std::int64_t begin_us = wall_time_us();
-  std::int64_t server_us = 0;
-  {
-    MysqlRows rows = connection.query("SELECT CAST(UNIX_TIMESTAMP(NOW(6)) * 1000000 AS SIGNED)");
-    while (rows.next()) server_us = static_cast<std::int64_t>(rows.number(0));
-  }
+  const std::int64_t server_us = ask_server();
   const std::int64_t end_us = wall_time_us();
   const std::int64_t error_us = (end_us - begin_us) / 2;
   const std::int64_t skew_us = server_us - (begin_us + error_us);
@@ -54,6 +53,8 @@ Finding check_server_clock(MysqlConnection& connection) {
                        "set both clocks by NTP: leases and the times in `whycache log` depend on "
                        "them");
 }
+
+#if WHYCACHE_WITH_MYSQL
 
 std::optional<Finding> check_server_certificate(MysqlConnection& connection,
                                                 const std::string& check) {
@@ -78,7 +79,12 @@ void check_primary(const MysqlServer& server, std::chrono::milliseconds timeout,
                                        "name the primary in the url, or turn off read_only there: "
                                        "every write fails"));
     }
-    findings.push_back(check_server_clock(*connection));
+    findings.push_back(check_server_clock([&] {
+      MysqlRows rows = connection->query("SELECT CAST(UNIX_TIMESTAMP(NOW(6)) * 1000000 AS SIGNED)");
+      std::int64_t server_us = 0;
+      while (rows.next()) server_us = static_cast<std::int64_t>(rows.number(0));
+      return server_us;
+    }));
     if (std::optional<Finding> certificate = check_server_certificate(*connection, "certificate"))
       findings.push_back(*std::move(certificate));
   } catch (const MysqlFailure&) {  // reported by the check of the log
@@ -117,6 +123,58 @@ void check_mysql(const std::string& url_text, std::chrono::milliseconds timeout,
   if (!primary.tls_key.empty()) findings.push_back(check_secret_file("tls_key", primary.tls_key));
   check_primary(primary, timeout, findings);
   if (servers.replica) check_replica(*servers.replica, timeout, findings);
+}
+
+#endif
+
+#if WHYCACHE_WITH_POSTGRES
+
+void check_postgres(const std::string& url_text, std::chrono::milliseconds timeout,
+                    std::vector<Finding>& findings) {
+  Url url(url_text);
+  const PostgresServers servers = take_postgres_servers(url);
+  const PostgresServer& primary = servers.primary;
+  if (!primary.password_file.empty())
+    findings.push_back(check_secret_file("password_file", primary.password_file));
+  if (!primary.pass_file.empty())
+    findings.push_back(check_secret_file("passfile", primary.pass_file));
+  if (!primary.tls_key.empty()) findings.push_back(check_secret_file("tls_key", primary.tls_key));
+  const Deadline deadline(timeout);
+  try {
+    std::optional<PostgresConnectionAttempt> attempt;
+    const auto connection = connect_postgres(primary, timeout, deadline, attempt);
+    if (connection->facts().is_in_recovery) {
+      findings.push_back(Finding::warn("server",
+                                       primary.address() + " is in recovery, as a replica is",
+                                       "name the primary in the url: every write fails"));
+    } else {
+      findings.push_back(Finding::ok("server", primary.address() + " accepts writes"));
+    }
+    if (connection->is_pooled()) {
+      findings.push_back(Finding::warn(
+          "pooler", primary.address() + " is a pooler: nothing can listen through it",
+          "let followers connect to the server itself if updates should arrive at once"));
+    }
+    findings.push_back(check_server_clock([&] {
+      const PostgresRows rows = connection->query(
+          {"SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"}, deadline);
+      return static_cast<std::int64_t>(rows.number(0, 0));
+    }));
+  } catch (const PostgresFailure&) {  // reported by the check of the log
+  } catch (const Error&) {
+  }
+  if (!servers.replica) return;
+  try {
+    std::optional<PostgresConnectionAttempt> attempt;
+    connect_postgres(*servers.replica, timeout, Deadline(timeout), attempt);
+    findings.push_back(Finding::ok("replica", servers.replica->address() + " answers"));
+  } catch (const PostgresFailure& failure) {
+    findings.push_back(Finding::warn(
+        "replica", servers.replica->address() + " does not answer: " + failure.reason,
+        "start it, or correct replica= in the url: until then the primary sends all updates"));
+  } catch (const Error& error) {
+    findings.push_back(Finding::warn("replica", error.what(), "correct replica= in the url"));
+  }
 }
 
 #endif
@@ -191,6 +249,10 @@ std::vector<Finding> check_servers([[maybe_unused]] const std::string& log_url,
     }
 #if WHYCACHE_WITH_MYSQL
     if (url.starts_with("mysql:")) check_mysql(url, timeout, findings);
+#endif
+#if WHYCACHE_WITH_POSTGRES
+    if (url.starts_with("postgres:") || url.starts_with("postgresql:"))
+      check_postgres(url, timeout, findings);
 #endif
   } catch (const Error&) {  // a wrong URL, which the check of the log reports
   }

@@ -116,8 +116,8 @@ void add_target_options(CLI::App& parser, Target& target) {
   target.command = parser.get_name();
   parser
       .add_option("--log", target.log,
-                  "its log: sqlite:///file.db, file:///directory, mysql://user@host/database "
-                  "(WHYCACHE_LOG)")
+                  "its log: sqlite:///file.db, file:///dir, mysql://user@host/db, "
+                  "postgres://... (WHYCACHE_LOG)")
       ->type_name("URL")
       ->group(target_group);
   add_duration_option(
@@ -180,8 +180,9 @@ std::string log_url(const Target& target) {
   std::string url = target.log;
   // For these logs the deadline also limits waits for the log's own locks and for its server,
   // unless the URL sets one.
-  const bool waits_for_locks =
-      url.starts_with("sqlite:") || url.starts_with("file:") || url.starts_with("mysql:");
+  const bool waits_for_locks = url.starts_with("sqlite:") || url.starts_with("file:") ||
+                               url.starts_with("mysql:") || url.starts_with("postgres:") ||
+                               url.starts_with("postgresql:");
   if (target.requested_deadline && waits_for_locks &&
       url.find("deadline_ms=") == std::string::npos) {
     const auto milliseconds = std::clamp<std::int64_t>(target.deadline().count(), 1, 3'600'000);

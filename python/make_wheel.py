@@ -4,7 +4,7 @@
     python/make_wheel.py --directory build/wheel
 
 The sdist holds the project; the wheel is built from it. auditwheel then puts the libraries that the
-module links beside it: SQLite, zstd, libmariadb and what that needs. libstdc++ is linked
+module links beside it: SQLite, zstd, libmariadb, libpq and what these need. libstdc++ is linked
 statically. The wheel lists what it bundles, with versions and licences.
 """
 
@@ -96,7 +96,7 @@ def repair_wheel(python: pathlib.Path, raw: pathlib.Path, directory: pathlib.Pat
 
 def package_of(library: str) -> tuple[str, str]:
     """The Debian package of a library, and its version."""
-    name = re.sub(r"-[0-9a-f]{8}(?=\.so)", "", library)
+    name = re.sub(r"-[0-9a-f]{8}(?=\.)", "", library, count=1)
     stem = name.split(".so")[0]
     listed = subprocess.run(["dpkg-query", "-S", f"*/{stem}.so*"], capture_output=True, text=True)
     for line in listed.stdout.splitlines():

@@ -6,11 +6,11 @@
 #   scripts/install_packages.sh [build|test|torture|demo|bench|check|fuzz|wheel]...
 set -eu
 
-build="cmake ninja-build g++ pkg-config libsqlite3-dev libmariadb-dev libmemcached-dev
+build="cmake ninja-build g++ pkg-config libsqlite3-dev libmariadb-dev libpq-dev libmemcached-dev
        libxxhash-dev libzstd-dev libfmt-dev libcli11-dev nlohmann-json3-dev"
 test="libgtest-dev libgmock-dev libcpp-httplib-dev python3 sqlite3 mariadb-server memcached
-       openssl strace util-linux btrfs-progs xfsprogs python3-dev python3-venv git groff-base
-       fish zsh"
+       postgresql pgbouncer openssl strace util-linux btrfs-progs xfsprogs python3-dev python3-venv
+       git groff-base fish zsh"
 torture="spin gcc e2fsprogs"
 bench="libabsl-dev liblmdb-dev libtkrzw-dev libboost-dev libhiredis-dev redis-server
        libmemcached-dev memcached mariadb-server python3
@@ -81,7 +81,7 @@ install_missing() {
   fi
   # shellcheck disable=SC2086
   apt install -y --no-install-recommends $missing >/dev/null || return
-  [ ! -d /run/systemd/system ] || for server in redis-server memcached; do
+  [ ! -d /run/systemd/system ] || for server in redis-server memcached postgresql pgbouncer; do
     case " $missing " in *" $server "*) $as_root systemctl --quiet disable $server ;; esac
   done
 }

@@ -84,6 +84,34 @@ GRANT SELECT, INSERT, DELETE ON {0}.whycache_updates TO 'rewriter'@'%';
 GRANT SELECT, INSERT, DELETE ON {0}.whycache_parts TO 'rewriter'@'%';
 )";
 
+// {0} is the quoted name of the schema.
+constexpr std::string_view postgres_grants_sql =
+    R"(-- Roles are created without a password and without the right to log in. To let one in:
+--   ALTER ROLE follower LOGIN PASSWORD '...';
+DO $$
+DECLARE name text;
+BEGIN
+  FOREACH name IN ARRAY ARRAY['follower', 'writer', 'rewriter'] LOOP
+    IF NOT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = name) THEN
+      EXECUTE format('CREATE ROLE %I', name);
+    END IF;
+  END LOOP;
+END $$;
+GRANT USAGE ON SCHEMA {0} TO follower, writer, rewriter;
+
+-- follower: get, update, follow. It can delay nobody.
+GRANT SELECT ON {0}.whycache_logs, {0}.whycache_updates, {0}.whycache_parts TO follower;
+
+-- writer: the same, set, del and import.
+GRANT SELECT ON {0}.whycache_logs, {0}.whycache_updates, {0}.whycache_parts TO writer;
+GRANT UPDATE (append_lock) ON {0}.whycache_logs TO writer;
+GRANT INSERT ON {0}.whycache_updates TO writer;
+
+-- rewriter: the same, rewrite and clear.
+GRANT SELECT, UPDATE ON {0}.whycache_logs TO rewriter;
+GRANT SELECT, INSERT, DELETE ON {0}.whycache_updates, {0}.whycache_parts TO rewriter;
+)";
+
 // Returns the text with quotes that shells or SQL leave alone.
 std::string shell_quoted(const std::string& text) {
   std::string quoted = "'";
@@ -106,6 +134,13 @@ std::string mysql_grants(const Url& url) {
          "USE " +
          database + ";\n" + std::string(create_procedures_sql) +
          fmt::format(fmt::runtime(grants_sql), database);
+}
+
+std::string postgres_grants(Url url) {
+  std::string schema = "\"";
+  for (const char c : url.take_option("schema").value_or("public"))
+    schema += c == '"' ? "\"\"" : std::string(1, c);
+  return fmt::format(fmt::runtime(postgres_grants_sql), schema + "\"");
 }
 
 // Lets the group `readers` follow the log.
@@ -133,6 +168,7 @@ std::string grants(const std::string& url_text) {
   const Url url(url_text);
   const std::string& scheme = url.scheme();
   if (scheme.ends_with("mysql")) return mysql_grants(url);
+  if (scheme.ends_with("postgres") || scheme.ends_with("postgresql")) return postgres_grants(url);
   if (scheme.ends_with("sqlite")) return sqlite_grants(url);
   if (scheme.ends_with("file")) return file_grants(url);
   return {};
@@ -196,13 +232,14 @@ const Command init_command{
     "init", "create a log, and print the rights that its users need",
     R"(Creates a log if it does not exist: its tables, file or directory, but not the database or
 directory that contains it. Nothing else has to be set up. Prints what gives other users their
-rights: SQL statements for MySQL and MariaDB, to be run in this order, shell commands for others.
+rights: SQL statements for a database server, to be run in this order, shell commands for others.
 
 Commands that only read never create a log, nor does any command whose machine has a state of it.
 Commands that set items or guards create one otherwise, unless the URL has create=off.)",
     R"(Examples:
   whycache init mysql://root@db.example.org/flags
   whycache init mysql://root@db.example.org/flags | mariadb -u root flags
+  whycache init postgres://postgres@db.example.org/flags | psql -U postgres flags
   whycache init sqlite:///var/lib/flags.db
 
 JSON: created, log_uuid, head, log, grants

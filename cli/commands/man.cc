@@ -35,8 +35,8 @@ WHYCACHE_CONFIG. An empty variable is none. A flag overrides the environment, wh
 configuration file; a profile that --profile names overrides the environment. A setuid program
 ignores all of them.
 
-WHYCACHE_MYSQL_PASSWORD is the password of a mysql: log, if its URL has none. If NO_COLOR is not
-empty, output has no color.)";
+WHYCACHE_MYSQL_PASSWORD is the password of a mysql: log, and WHYCACHE_POSTGRES_PASSWORD that of a
+postgres: log, if its URL has none. If NO_COLOR is not empty, output has no color.)";
 
 constexpr const char* files_section =
     R"(A configuration file sets common options. A key in a profile counts if the profile is chosen;

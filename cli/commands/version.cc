@@ -18,6 +18,9 @@
 #if WHYCACHE_WITH_MYSQL
 #include <mysql.h>
 #endif
+#if WHYCACHE_WITH_POSTGRES
+#include <libpq-fe.h>
+#endif
 
 namespace whycache::cli {
 namespace {
@@ -34,6 +37,9 @@ std::vector<std::string> log_schemes() {
 #if WHYCACHE_WITH_MYSQL
   schemes.emplace_back("mysql");
 #endif
+#if WHYCACHE_WITH_POSTGRES
+  schemes.emplace_back("postgres");
+#endif
   return schemes;
 }
 
@@ -44,6 +50,9 @@ Json library_versions() {
 #endif
 #if WHYCACHE_WITH_MYSQL
   versions["libmariadb"] = ::mysql_get_client_info();
+#endif
+#if WHYCACHE_WITH_POSTGRES
+  versions["libpq"] = fmt::format("{}.{}", ::PQlibVersion() / 10000, ::PQlibVersion() % 10000);
 #endif
   versions["zstd"] = ::ZSTD_versionString();
   versions["xxhash"] =

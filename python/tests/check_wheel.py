@@ -32,10 +32,11 @@ async def main():
     async with await aio.Cache.open("file:///data?instance=other", state_path="/data/") as other:
         assert await other.set(b"a", 1) == 1
 asyncio.run(main())
-try:
-    whycache.Cache("mysql://nobody@127.0.0.1:1/test", state_path="/data/", deadline=0.1)
-except whycache.UnavailableError as error:
-    print(error)
+for scheme in ("mysql", "postgres"):
+    try:
+        whycache.Cache(scheme + "://nobody@127.0.0.1:1/test", state_path="/data/", deadline=0.1)
+    except whycache.UnavailableError as error:
+        print(error)
 print("works")
 """
 

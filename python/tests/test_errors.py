@@ -55,7 +55,8 @@ except whycache.InvalidError as error:
     ("sqlite:///directory/that/is/absent/log.db", "directory"),
     ("mysql://nobody@127.0.0.1:1/test?no_such_option=1", "option"),
     ("", "scheme"),
-    ("postgres://user@host/db", "scheme"),
+    ("redis://user@host/db", "scheme"),
+    ("postgres://nobody@127.0.0.1:1/test?no_such_option=1", "option"),
     ("sqlite:///tmp/a\0b.db", "."),
 ])
 def test_bad_url_raises(url, message, state):

@@ -33,7 +33,10 @@ inline std::string log_name(const Url& url, const std::string& instance,
 inline std::string log_name(Url url) {
   const std::string instance = url.take_instance();
   const std::optional<std::string> socket = url.take_option("socket");
-  return log_name(url, instance, socket);
+  const std::optional<std::string> schema = url.take_option("schema");
+  std::string name = log_name(url, instance, socket);
+  if (schema && *schema != "public") name += "&schema=" + *schema;
+  return name;
 }
 
 }  // namespace whycache

@@ -19,6 +19,9 @@
 #if WHYCACHE_WITH_MYSQL
 #include "log/mysql_log.h"
 #endif
+#if WHYCACHE_WITH_POSTGRES
+#include "log/postgres_log.h"
+#endif
 #if WHYCACHE_WITH_SQLITE
 #include "log/sqlite_log.h"
 #endif
@@ -130,6 +133,29 @@ LogOpener parse_mysql_log([[maybe_unused]] Url& url,
 #endif
 }
 
+LogOpener parse_postgres_log([[maybe_unused]] Url& url,
+                             [[maybe_unused]] std::chrono::milliseconds deadline) {
+#if WHYCACHE_WITH_POSTGRES
+  PostgresLogOptions options;
+  options.instance = url.take_instance();
+  options.schema = url.take_option("schema").value_or("public");
+  options.name = log_name(url);
+  PostgresServers servers = take_postgres_servers(url);
+  options.server = std::move(servers.primary);
+  options.replica = std::move(servers.replica);
+  options.deadline = take_deadline(url, deadline);
+  options.durable = take_switch(url, "durable");
+  options.notify = take_switch(url, "notify");
+  const bool may_create = take_switch(url, "create");
+  url.reject_unknown_options();
+  return opener_of<PostgresLog>(std::move(options), may_create);
+#else
+  throw Error(ErrorKind::invalid,
+              "whycache was built without the postgres log (install PostgreSQL's client library "
+              "with its development files, in Debian libpq-dev, and build it again)");
+#endif
+}
+
 LogOpener parse_underlying_log(Url& url, std::chrono::milliseconds deadline);
 
 // `url` is that of the log behind memcached, with the options of both.
@@ -170,12 +196,15 @@ constexpr Scheme schemes[] = {
     {"file", "file:///dir", parse_file_log},
     {"sqlite", "sqlite:///file.db", parse_sqlite_log},
     {"mysql", "mysql://user@host/database", parse_mysql_log},
+    {"postgres", "postgres://user@host/database", parse_postgres_log},
+    {"postgresql", "", parse_postgres_log},
 };
 
 LogOpener parse_underlying_log(Url& url, std::chrono::milliseconds deadline) {
   std::string examples;
   for (const Scheme& scheme : schemes) {
     if (scheme.name == url.scheme()) return scheme.parse(url, deadline);
+    if (scheme.example.empty()) continue;  // another spelling
     examples += (examples.empty() ? "" : ", ") + std::string(scheme.example);
   }
   throw Error(ErrorKind::invalid, "log url has an unknown scheme: scheme=" + url.scheme() +

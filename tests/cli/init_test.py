@@ -119,6 +119,33 @@ class InitMysqlTest(CliTest):
         self.assertEqual(server_instances(client), ["default"])
 
 
+class InitPostgresTest(CliTest):
+    def test_printed_statements_give_each_role_its_rights(self):
+        server = servers.Postgres(self)
+        made = self.machine.ok("init", f"postgres://postgres@127.0.0.1:{server.port}/flags")
+        self.assertIn("created the log", made.err)
+        server.sql(made.out.decode())
+        server.sql(made.out.decode())  # again, which changes nothing
+
+        def run(expected, user, *command):
+            arguments = (*command, "--log", f"postgresql://{user}@127.0.0.1:{server.port}/flags",
+                         "--state", f"{self.directory}/{user}.state")
+            if expected == "ok":
+                return self.machine.ok(*arguments)
+            return self.machine.fails(expected, *arguments)
+
+        run("permission", "writer", "set", "a", "1")  # roles begin without the right to log in
+        for user in ("follower", "writer", "rewriter"):
+            server.sql(f"ALTER ROLE {user} LOGIN")
+        run("ok", "writer", "set", "a", "1")
+        self.assertEqual(run("ok", "follower", "get", "a").out, b"1")
+        run("permission", "follower", "set", "a", "2")
+        run("permission", "writer", "rewrite", "--yes")
+        run("ok", "rewriter", "rewrite", "--yes")
+        run("ok", "follower", "update")
+        self.assertEqual(server.sql("SELECT instance FROM whycache_logs").split(), ["default"])
+
+
 def server_instances(client):
     done = subprocess.run([*client, "-N", "-e", "SELECT instance FROM roles.whycache_logs"],
                           capture_output=True, check=True, text=True)

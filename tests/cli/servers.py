@@ -146,3 +146,43 @@ class Mariadb(Server):
                 if not template.exists():
                     raise
         return template
+
+
+class Postgres(Server):
+    """A PostgreSQL server with the database `flags`, which any user of it may enter."""
+
+    def __init__(self, test):
+        super().__init__(test)
+        if "postgres" not in test.machine.ok("version", "--json").json["logs"]:
+            test.skipTest("the program was built without the postgres log")
+        programs = sorted(pathlib.Path("/usr/lib/postgresql").glob("*/bin"))
+        if not programs:
+            test.skipTest("PostgreSQL's server is not installed")
+        self.programs = programs[-1]
+        self.port = free_port()
+        # The user of the server cannot enter the directory of the test.
+        self.directory = tempfile.mkdtemp(prefix="server-")
+        test.addCleanup(shutil.rmtree, self.directory, ignore_errors=True)
+        self.as_user = []
+        if os.geteuid() == 0:  # it refuses to run as root
+            self.as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups",
+                            "--pdeathsig=KILL"]
+            shutil.chown(self.directory, "postgres", "postgres")
+        subprocess.run(
+            [*self.as_user, self.programs / "initdb", "-D", f"{self.directory}/data",
+             "-U", "postgres", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C",
+             "--wal-segsize=1"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+        self.socket = f"{self.directory}/.s.PGSQL.{self.port}"
+        self.start(
+            *self.as_user, f"{self.programs}/postgres", "-D", f"{self.directory}/data",
+            "-c", "listen_addresses=127.0.0.1", "-c", f"port={self.port}",
+            "-c", f"unix_socket_directories={self.directory}", "-c", "shared_buffers=16MB")
+        self.sql("CREATE DATABASE flags", "postgres")
+
+    def sql(self, statements, database="flags"):
+        """Runs statements as the administrator of the server. Returns what they print."""
+        return subprocess.run(
+            [self.programs / "psql", "-h", self.directory, "-p", str(self.port), "-U", "postgres",
+             "-qtA", "-v", "ON_ERROR_STOP=1", database],
+            input=statements, check=True, capture_output=True, text=True).stdout

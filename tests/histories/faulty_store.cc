@@ -12,8 +12,11 @@
 #if WHYCACHE_WITH_MYSQL
 #include "support/mariadb_server.h"
 #include "support/memcached_server.h"
-#include "support/tcp_proxy.h"
 #endif
+#if WHYCACHE_WITH_POSTGRES
+#include "support/postgres_server.h"
+#endif
+#include "support/tcp_proxy.h"
 
 namespace whycache::testing {
 namespace {
@@ -27,9 +30,7 @@ class PlainStore final : public FaultyStore {
   std::string url_;
 };
 
-#if WHYCACHE_WITH_MYSQL
-
-TcpProxy::ConnectionFaults cut_within(double bytes_max, std::mt19937_64& random) {
+[[maybe_unused]] TcpProxy::ConnectionFaults cut_within(double bytes_max, std::mt19937_64& random) {
   TcpProxy::ConnectionFaults faults;
   const double size =
       std::exp(std::uniform_real_distribution<double>(0, std::log(bytes_max))(random));
@@ -41,24 +42,28 @@ TcpProxy::ConnectionFaults cut_within(double bytes_max, std::mt19937_64& random)
 
 // The server receives every request, but from some byte on no answer arrives: an append whose
 // deadline then passes is in doubt. The first answers are left alone, since they open the log.
-TcpProxy::ConnectionFaults lose_answers_within(std::uint64_t bytes_max, std::mt19937_64& random) {
+[[maybe_unused]] TcpProxy::ConnectionFaults lose_answers_within(std::uint64_t bytes_max,
+                                                                std::mt19937_64& random) {
   TcpProxy::ConnectionFaults faults;
   faults.to_client.drop_after = 1'000 + random() % bytes_max;
   return faults;
 }
 
-// A MariaDB server that is killed and restarted now and then, behind a proxy that cuts most
+// A database server that is killed and restarted now and then, behind a proxy that cuts most
 // connections and loses the answers of some.
-class FaultyMysql : public FaultyStore {
+template <typename Server>
+class FaultyDatabaseServer : public FaultyStore {
  public:
-  explicit FaultyMysql(std::uint64_t seed)
+  // `place`: scheme and user of a URL. `bytes_max`: within which connections are cut.
+  FaultyDatabaseServer(std::uint64_t seed, std::string place, double bytes_max)
       : random_(seed),
+        place_(std::move(place)),
         database_(server_.make_database()),
         proxy_(server_.port()),
         slow_proxy_(server_.port()) {
-    proxy_.set_fault_chooser([this](std::uint64_t) {  // the bytes are up to some hundred statements
+    proxy_.set_fault_chooser([this, bytes_max](std::uint64_t) {
       return random_() % 10 == 0 ? lose_answers_within(5'000, random_)
-                                 : cut_within(200'000, random_);
+                                 : cut_within(bytes_max, random_);
     });
     slow_proxy_.set_faults({.to_client = {.delay = std::chrono::milliseconds(10)}});
   }
@@ -77,17 +82,8 @@ class FaultyMysql : public FaultyStore {
       proxy->set_faults({});
       proxy->cut_all();
     }
-    MariadbClient client(server_);
-    const std::string others = " FROM information_schema.PROCESSLIST WHERE DB = '" + database_ +
-                               "' AND ID <> CONNECTION_ID()";
-    for (const std::string& id : client.rows("SELECT ID" + others)) {
-      try {
-        client.run("KILL " + id);
-      } catch (const std::runtime_error&) {  // the connection has just closed
-      }
-    }
     for (int i = 0; i < 2000; ++i) {
-      if (client.run("SELECT count(*)" + others) == "0") return;
+      if (end_other_connections() == 0) return;
       std::this_thread::sleep_for(std::chrono::milliseconds(10));
     }
     throw std::runtime_error("the server does not finish its earlier statements");
@@ -96,18 +92,64 @@ class FaultyMysql : public FaultyStore {
     return {{"cuts", proxy_.cuts()}, {"server_kills", kills_}};
   }
 
+ protected:
+  // Ends the connections to database(), and returns how many are left.
+  virtual std::uint64_t end_other_connections() = 0;
+
+  const Server& server() const { return server_; }
+  const std::string& database() const { return database_; }
+
  private:
   std::string url_by_way_of(const TcpProxy& proxy) const {
-    return "mysql://root@127.0.0.1:" + std::to_string(proxy.port()) + '/' + database_ +
+    return place_ + "@127.0.0.1:" + std::to_string(proxy.port()) + '/' + database_ +
            "?deadline_ms=3000";
   }
 
   std::mt19937_64 random_;  // used only by the thread of proxy_
-  MariadbServer server_;
+  Server server_;
+  const std::string place_;
   std::string database_;
   TcpProxy proxy_;
   TcpProxy slow_proxy_;
   std::uint64_t kills_ = 0;
+};
+
+#if WHYCACHE_WITH_POSTGRES
+
+class FaultyPostgres final : public FaultyDatabaseServer<PostgresTestServer> {
+ public:
+  explicit FaultyPostgres(std::uint64_t seed)
+      : FaultyDatabaseServer(seed, "postgres://postgres", 400'000) {}
+
+ private:
+  std::uint64_t end_other_connections() override {
+    return std::stoull(PostgresClient(server()).run(
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = '" +
+        database() + "'"));
+  }
+};
+
+#endif
+
+#if WHYCACHE_WITH_MYSQL
+
+class FaultyMysql : public FaultyDatabaseServer<MariadbServer> {
+ public:
+  explicit FaultyMysql(std::uint64_t seed) : FaultyDatabaseServer(seed, "mysql://root", 200'000) {}
+
+ private:
+  std::uint64_t end_other_connections() override {
+    MariadbClient client(server());
+    const std::string others = " FROM information_schema.PROCESSLIST WHERE DB = '" + database() +
+                               "' AND ID <> CONNECTION_ID()";
+    for (const std::string& id : client.rows("SELECT ID" + others)) {
+      try {
+        client.run("KILL " + id);
+      } catch (const std::runtime_error&) {  // the connection has just closed
+      }
+    }
+    return std::stoull(client.run("SELECT count(*)" + others));
+  }
 };
 
 #if WHYCACHE_WITH_MEMCACHED
@@ -190,6 +232,9 @@ std::unique_ptr<FaultyStore> make_faulty_store(const std::string& log, const std
      }},
         {"sqlite",
          [&] { return std::make_unique<PlainStore>("sqlite://" + directory + "/log.db"); }},
+#if WHYCACHE_WITH_POSTGRES
+        {"postgres", [&] { return std::make_unique<FaultyPostgres>(seed); }},
+#endif
 #if WHYCACHE_WITH_MYSQL
         {"mysql", [&] { return std::make_unique<FaultyMysql>(seed); }},
 #if WHYCACHE_WITH_MEMCACHED

@@ -11,6 +11,9 @@
 #include "support/mariadb_server.h"
 #include "support/memcached_server.h"
 #endif
+#if WHYCACHE_WITH_POSTGRES
+#include "support/postgres_server.h"
+#endif
 
 namespace whycache::testing {
 namespace {
@@ -28,6 +31,14 @@ TEST(HistoriesLong, histories_on_file_keep_promises) { expect_no_violation("file
 
 #if WHYCACHE_WITH_SQLITE
 TEST(HistoriesLong, histories_on_sqlite_keep_promises) { expect_no_violation("sqlite"); }
+#endif
+
+#if WHYCACHE_WITH_POSTGRES
+TEST(HistoriesLong, histories_on_postgres_keep_promises) {
+  if (!PostgresTestServer::is_installed())
+    GTEST_SKIP() << "NOT TESTED: PostgreSQL's server is not installed";
+  expect_no_violation("postgres");
+}
 #endif
 
 #if WHYCACHE_WITH_MYSQL

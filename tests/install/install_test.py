@@ -176,7 +176,8 @@ class InstallTest:
         # Needs no package that only tests, tools and logs need.
         fewer = [f"-DCMAKE_DISABLE_FIND_PACKAGE_{name}=ON"
                  for name in ("GTest", "fmt", "CLI11", "nlohmann_json", "Python3")]
-        fewer += ["-DWHYCACHE_SQLITE=OFF", "-DWHYCACHE_MYSQL=OFF", "-DWHYCACHE_MEMCACHED=OFF"]
+        fewer += ["-DWHYCACHE_SQLITE=OFF", "-DWHYCACHE_MYSQL=OFF", "-DWHYCACHE_POSTGRES=OFF",
+                  "-DWHYCACHE_MEMCACHED=OFF"]
         for method, shared, expected in (
                 ("FetchContent", "ON", "whycache_shared"),
                 ("add_subdirectory", "OFF", "whycache_static")):

@@ -8,6 +8,9 @@
 #include <vector>
 
 #include "../../examples/own_log.h"
+#if WHYCACHE_WITH_POSTGRES
+#include "log/postgres_store.h"
+#endif
 #include "log/stores.h"
 #if WHYCACHE_WITH_MEMCACHED
 #include "log/tiered_store.h"
@@ -71,6 +74,25 @@ INSTANTIATE_TEST_SUITE_P(Mysql, LogContract, ::testing::ValuesIn(mysql_logs()),
                          LogUnderTest::name_of);
 #endif
 
+#if WHYCACHE_WITH_POSTGRES
+namespace {
+
+std::vector<LogUnderTest> postgres_logs() {
+  if (!testing::PostgresTestServer::is_installed()) {
+    std::fprintf(stderr,
+                 "\n*** SKIPPED: PostgreSQL's server is not installed, so that the postgres log is "
+                 "not tested ***\n\n");
+    return {};
+  }
+  return {{"postgres", [] { return std::make_unique<PostgresStore>(); }, 1000}};
+}
+
+}  // namespace
+
+INSTANTIATE_TEST_SUITE_P(Postgres, LogContract, ::testing::ValuesIn(postgres_logs()),
+                         LogUnderTest::name_of);
+#endif
+
 #if WHYCACHE_WITH_MEMCACHED
 namespace {
 
@@ -99,6 +121,10 @@ std::vector<LogUnderTest> tiered_logs() {
 #endif
 #if WHYCACHE_WITH_MYSQL
   if (testing::MariadbServer::is_installed()) add_tiered<MysqlStore>(logs, "mysql", 1000);
+#endif
+#if WHYCACHE_WITH_POSTGRES
+  if (testing::PostgresTestServer::is_installed())
+    add_tiered<PostgresStore>(logs, "postgres", 1000);
 #endif
   return logs;
 }

@@ -1,0 +1,283 @@
+// The log in PostgreSQL beside foreign transactions: order, locks, snapshots, rewrites.
+#include <gtest/gtest.h>
+
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "log/postgres_test_support.h"
+#include "support/child_process.h"
+
+namespace whycache {
+namespace {
+
+using PostgresLogTransactions = PostgresTest;
+
+// Makes the statement that inserts an update with the bytes "paused" wait, between the moment at
+// which it took its snapshot and the insertion, until release().
+class PausedInsert {
+ public:
+  explicit PausedInsert(PostgresStore& store) : client_(store.client()) {
+    client_.run(
+        "CREATE FUNCTION pause_insert() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "IF NEW.bytes = 'paused'::bytea THEN PERFORM pg_advisory_xact_lock(42); END IF; "
+        "RETURN NEW; END $$");
+    client_.run(
+        "CREATE TRIGGER pause_insert BEFORE INSERT ON whycache_updates FOR EACH ROW EXECUTE "
+        "FUNCTION pause_insert()");
+    client_.run("SELECT pg_advisory_lock(42)");
+  }
+  void release() { client_.run("SELECT pg_advisory_unlock(42)"); }
+
+ private:
+  PostgresClient client_;
+};
+
+// What happens without the lock: at READ COMMITTED, the base moves between the snapshot of the
+// statement and its insertion, and an update that was acknowledged is never read.
+TEST_F(PostgresLogTransactions, guarded_insert_without_row_lock_lands_below_base) {
+  PostgresStore store;
+  const auto log = store.open();
+  append_up_to(*log, 5);
+  PausedInsert pause(store);
+  std::string inserted;
+  std::thread writer([&] {
+    PostgresClient client = store.client();
+    inserted = client.run(
+        "WITH done AS (INSERT INTO whycache_updates (instance, id, bytes) SELECT l.instance, 6, "
+        "'paused' FROM whycache_logs AS l WHERE l.instance = 'default' AND l.base < 6 AND (l.base "
+        "= 5 OR EXISTS (SELECT 1 FROM whycache_updates AS u WHERE u.instance = 'default' AND u.id "
+        "= 5)) ON CONFLICT DO NOTHING RETURNING 1) SELECT count(*) FROM done");
+  });
+  ASSERT_TRUE(becomes_blocked(store));
+  append_up_to(*log, 8);
+  ASSERT_TRUE(rewrite(*log, 8, {"part"}));
+  pause.release();
+  writer.join();
+  EXPECT_EQ(inserted, "1") << "the statement reports success";
+  EXPECT_TRUE(updates_of(*log).empty()) << "nobody sees the update";
+  EXPECT_EQ(log->extent().head, 8U);
+}
+
+TEST_F(PostgresLogTransactions, append_keeps_base_where_it_was_until_it_is_committed) {
+  PostgresStore store;
+  const auto log = store.open();
+  append_up_to(*log, 5);
+  PausedInsert pause(store);
+  std::optional<Appended> appended;
+  std::thread writer([&] { appended = store.open()->append(6, "paused"); });
+  ASSERT_TRUE(becomes_blocked(store));
+  append_up_to(*log, 8);
+  std::optional<bool> switched;
+  std::thread rewriter([&] { switched = rewrite(*store.open(), 8, {"part"}); });
+  ASSERT_TRUE(becomes_blocked(store, 2)) << "the switch waits for the append";
+  EXPECT_EQ(log->extent().base, 0U);
+  pause.release();
+  writer.join();
+  rewriter.join();
+  EXPECT_TRUE(appended == Appended::taken || appended == Appended::below_base);
+  EXPECT_EQ(switched, true);
+  EXPECT_EQ(store.stored_updates(), 0U);
+  EXPECT_EQ(log->extent().base, 8U);
+}
+
+// The append took its snapshot before the switch, and gets the lock after it.
+TEST_F(PostgresLogTransactions, append_that_waited_for_switch_sees_new_base) {
+  PostgresStore store;
+  const auto log = store.open();
+  append_up_to(*log, 8);
+  store.run("DELETE FROM whycache_updates WHERE id > 5");
+  PostgresClient other = store.client();
+  other.run("BEGIN");
+  other.run("UPDATE whycache_logs SET base = 8");
+  std::optional<Appended> appended;
+  std::thread writer([&] { appended = store.open()->append(6, "late"); });
+  ASSERT_TRUE(becomes_blocked(store));
+  other.run("COMMIT");
+  writer.join();
+  EXPECT_EQ(appended, Appended::below_base);
+  EXPECT_EQ(store.stored_updates(), 5U);
+}
+
+TEST_F(PostgresLogTransactions, append_waits_for_uncommitted_update_at_its_id) {
+  PostgresStore store;
+  const auto log = store.open();
+  append_up_to(*log, 3);
+  for (const bool commits : {true, false}) {
+    const UpdateId head = log->extent().head;
+    PostgresClient other = store.client();
+    other.run("BEGIN");
+    other.run("INSERT INTO whycache_updates VALUES ('default', " + std::to_string(head + 1) +
+              ", 'held')");
+    std::optional<Appended> at_next_id;
+    std::thread same([&] { at_next_id = store.open()->append(head + 1, "mine"); });
+    ASSERT_TRUE(becomes_blocked(store));
+    EXPECT_EQ(store.open()->append(head + 2, "beyond"), Appended::taken);
+    EXPECT_EQ(log->extent().head, head);
+    EXPECT_EQ(updates_of(*log).size(), head);
+
+    other.run(commits ? "COMMIT" : "ROLLBACK");
+    same.join();
+    EXPECT_EQ(at_next_id, commits ? Appended::taken : Appended::yes);
+    const Updates updates = updates_of(*log);
+    EXPECT_EQ(updates.at(head + 1), commits ? "held" : "mine");
+    EXPECT_EQ(updates.size(), log->extent().head);
+  }
+}
+
+// An UPDATE alone would take its snapshot, find all parts, wait for the lock, and go on without
+// looking again, as the row has not changed.
+TEST_F(PostgresLogTransactions, switch_that_waited_for_deletion_of_its_parts_does_not_happen) {
+  PostgresStore store;
+  const auto log = store.open();
+  append_up_to(*log, 10);
+  PostgresClient other = store.client();
+  std::thread commit;
+  int part = 0;
+  expect_error(
+      ErrorKind::unavailable,
+      [&] {
+        log->rewrite(5, 1, [&]() -> std::optional<std::string_view> {
+          if (++part <= 3) return "part";
+          other.run("BEGIN");
+          other.run("SELECT 1 FROM whycache_logs FOR SHARE");
+          other.run("DELETE FROM whycache_parts");
+          commit = std::thread([&] {
+            EXPECT_TRUE(becomes_blocked(store));
+            other.run("COMMIT");
+          });
+          return std::nullopt;
+        });
+      },
+      "parts of the new base disappeared");
+  commit.join();
+  EXPECT_EQ(log->extent().base, 0U);
+  EXPECT_EQ(updates_of(*log).size(), 10U);
+  EXPECT_EQ(store.run("SELECT count(*) FROM whycache_parts"), "0");
+}
+
+TEST_F(PostgresLogTransactions, rewrite_keeps_parts_of_later_base_only) {
+  PostgresStore store;
+  const auto log = store.open();
+  append_up_to(*log, 10);
+  for (const std::string base : {"3", "5", "7"}) {
+    store.run("INSERT INTO whycache_parts VALUES ('default', " + base +
+              ", repeat('0', 16)::bytea, 0, 'x'), ('other', " + base +
+              ", repeat('0', 16)::bytea, 0, 'x')");
+  }
+  const auto parts_left = [&] {
+    return store.run(
+        "SELECT string_agg(base || ':' || number, ',' ORDER BY base, number) FROM whycache_parts "
+        "WHERE instance = 'default'");
+  };
+  ASSERT_TRUE(rewrite(*log, 5, {"a", "b"}));
+  EXPECT_EQ(parts_left(), "5:0,5:1,7:0");
+  ASSERT_TRUE(rewrite(*log, 8, {"c"}));
+  EXPECT_EQ(parts_left(), "8:0");
+  EXPECT_EQ(store.run("SELECT count(*) FROM whycache_parts WHERE instance = 'other'"), "3");
+}
+
+TEST_F(PostgresLogTransactions, rewrite_deletes_more_updates_than_one_batch) {
+  PostgresStore store;
+  const auto log = store.open();
+  append_up_to(*log, 1);
+  store.run(
+      "INSERT INTO whycache_updates SELECT 'default', n, 'x' FROM generate_series(2, 1000) n");
+  ASSERT_TRUE(rewrite(*log, 990, {"part"}));
+  EXPECT_EQ(store.stored_updates(), 10U);
+}
+
+TEST_F(PostgresLogTransactions, row_lock_held_beyond_deadline_makes_append_unavailable) {
+  PostgresStore store;
+  const auto log = store.open("default", milliseconds(1000));
+  append_up_to(*log, 3);
+  PostgresClient other = store.client();
+  other.run("BEGIN");
+  other.run("UPDATE whycache_logs SET part_count = 1 WHERE instance = 'default'");
+  std::optional<Error> error;
+  const milliseconds waited =
+      measure_duration([&] { error = thrown_error([&] { log->append(4, "x"); }); });
+  ASSERT_TRUE(error);
+  EXPECT_EQ(error->kind(), ErrorKind::unavailable) << error->what();
+  EXPECT_EQ(error->system_error(), EBUSY) << error->what();
+  EXPECT_NE(std::string(error->what()).find("connections_with_locks="), std::string::npos)
+      << error->what();
+  EXPECT_GE(waited, milliseconds(500));
+  EXPECT_LT(waited, milliseconds(4000));
+  EXPECT_EQ(updates_of(*log).size(), 3U) << "a read waits for no lock";
+  other.run("ROLLBACK");
+  EXPECT_EQ(log->append(4, "x"), Appended::yes);
+}
+
+TEST_F(PostgresLogTransactions, deadlocked_append_is_retried) {
+  PostgresStore store;
+  const auto log = store.open();
+  append_up_to(*log, 5);
+  PostgresClient other = store.client();
+  other.run("SET deadlock_timeout = '20s'");  // so that the append is the one that is rolled back
+  other.run("BEGIN");
+  other.run("INSERT INTO whycache_updates VALUES ('default', 6, 'held')");
+  // The append holds the row of the log, and waits for the update at its id.
+  std::optional<Appended> appended;
+  std::thread writer([&] { appended = log->append(6, "x"); });
+  ASSERT_TRUE(becomes_blocked(store));
+  other.run("UPDATE whycache_logs SET part_count = part_count");
+  other.run("ROLLBACK");
+  writer.join();
+  EXPECT_EQ(appended, Appended::yes);
+  EXPECT_EQ(updates_of(*log).at(6), "x");
+  EXPECT_EQ(store.run("SELECT deadlocks > 0 FROM pg_stat_database WHERE datname = '" +
+                      store.database() + "'"),
+            "t");
+}
+
+// --- The session. ---
+
+TEST_F(PostgresLogTransactions, defaults_of_database_change_nothing) {
+  PostgresStore store;
+  append_up_to(*store.open(), 3);
+  for (const char* const setting :
+       {"default_transaction_isolation = 'serializable'", "search_path = ''",
+        "bytea_output = 'escape'", "DateStyle = 'German'", "statement_timeout = '20s'",
+        "lock_timeout = '1ms'", "standard_conforming_strings = off",
+        "default_toast_compression = 'pglz'", "IntervalStyle = 'iso_8601'", "row_security = off",
+        "default_transaction_read_only = on"}) {
+    store.run("ALTER DATABASE " + store.database() + " SET " + setting);
+  }
+  const auto log = store.open();
+  append_up_to(*log, 6);
+  EXPECT_EQ(updates_of(*log).size(), 6U);
+  EXPECT_TRUE(rewrite(*log, 4, {"a"}));
+  EXPECT_EQ(parts_of(*store.open()).size(), 1U);
+}
+
+TEST_F(PostgresLogTransactions, value_of_column_is_stored_out_of_line_and_not_compressed) {
+  PostgresStore store;
+  const auto log = store.open();
+  const std::string bytes(100'000, 'x');
+  ASSERT_EQ(log->append(1, bytes), Appended::yes);
+  EXPECT_EQ(store.run("SELECT pg_column_size(bytes) FROM whycache_updates"), "100000");
+  EXPECT_EQ(updates_of(*log).at(1), bytes);
+}
+
+TEST_F(PostgresLogTransactions, read_fetches_pages_of_bytes_and_of_rows) {
+  PostgresStore store;
+  const auto log = store.open();
+  append_up_to(*log, 1);
+  store.run(
+      "INSERT INTO whycache_updates SELECT 'default', n, repeat('x', CASE WHEN n % 1000 = 0 THEN "
+      "3000000 ELSE 10 END)::bytea FROM generate_series(2, 9500) n");
+  UpdateId expected = 1;
+  std::size_t bytes = 0;
+  log->read(1, no_end, [&](UpdateId id, std::string_view update) {
+    EXPECT_EQ(id, expected++);
+    bytes += update.size();
+    return true;
+  });
+  EXPECT_EQ(expected, 9501U);
+  EXPECT_GT(bytes, 27'000'000U);
+}
+
+}  // namespace
+}  // namespace whycache
