@@ -3,16 +3,21 @@
 #include "objects.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
+#include <cstddef>
+#include <cstdint>
 #include <deque>
 #include <functional>
 #include <memory>
 #include <optional>
 #include <span>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
+#include "base/signals.h"
 #include "client/cache_internal.h"
 #include "pending.h"
 
@@ -495,6 +500,55 @@ PyObject* cache_start_update(PyObject* object, PyObject* const* arguments, Py_ss
                       with_stop.stop = std::move(stop);
                       return cache.update(with_stop);
                     });
+}
+
+namespace {
+
+void start_thread(std::function<void()> function) {
+  const BlockedSignals blocked;
+  try {
+    std::thread(std::move(function)).detach();
+  } catch (const std::system_error& error) {
+    throw Error(ErrorKind::limit,
+                std::string("cannot start a thread: reason=\"") + error.code().message() +
+                    "\" (raise the limits on threads and memory, see ulimit -u and -v)",
+                error.code().value());
+  }
+}
+
+}  // namespace
+
+// start_wait(after, deadline, completions): without a deadline, waits for as long as it takes. The
+// outcome is the applied id.
+PyObject* cache_start_wait(PyObject* object, PyObject* const* arguments, Py_ssize_t count) {
+  CacheObject& self = cache_of(object);
+  WaitOptions options;
+  std::shared_ptr<LoopWaker> waker;
+  if (!check_count("start_wait", count, 3)) return nullptr;
+  const UpdateId after = PyLong_AsUnsignedLongLong(arguments[0]);
+  if (PyErr_Occurred() != nullptr || !read_deadline(arguments[1], options.deadline) ||
+      !waker_of(*self.module, arguments[2], waker))
+    return nullptr;
+  const std::shared_ptr<Handle> handle = handle_to_wait_for(self);
+  if (!handle) return nullptr;
+  try {
+    // The end of the interpreter does not wait for it.
+    const auto counted_by_nobody = std::make_shared<std::atomic<std::size_t>>(0);
+    auto state = std::make_shared<PendingState>(waker, counted_by_nobody);
+    Ref pending(make_pending(*self.module, state, object));
+    if (!pending) return nullptr;
+    // A thread of its own: the workers are few, and this may take forever.
+    start_thread([handle, state, after, options] {
+      state->run([&](std::stop_token stop) -> Outcome {
+        if (handle->closed) throw Error(ErrorKind::unavailable, "cache was closed");
+        const CloseAgain at_end(*handle);
+        return handle->cache.wait(after, {.deadline = options.deadline, .stop = std::move(stop)});
+      });
+    });
+    return pending.release();
+  } catch (...) {
+    return set_current_error(*self.module);
+  }
 }
 
 // update_if_fresh(staleness_ns, at_least): the applied id if update() need not ask the log, or

@@ -61,6 +61,12 @@ PyObject* ask(PyObject* object, const Call& call, const Make& make) {
 
 }  // namespace
 
+PyObject* cache_notify_fd(PyObject* object, PyObject* /*unused*/) {
+  return ask(
+      object, [](Cache& cache) { return cache.notify_fd(); },
+      [](int descriptor) { return PyLong_FromLong(descriptor); });
+}
+
 PyObject* cache_applied_id(PyObject* object, PyObject* /*unused*/) {
   return ask(
       object, [](Cache& cache) { return cache.applied_id(); },

@@ -31,6 +31,7 @@ UnaryMethod cache_iterate;
 
 // cache_facts.cc
 Method cache_applied_id;
+Method cache_notify_fd;
 Method cache_staleness;
 Method cache_digest;
 Method cache_ready;
@@ -50,6 +51,7 @@ FastMethod cache_start_set_if_version;
 FastMethod cache_start_add;
 FastMethod cache_start_update;
 FastMethod cache_update_if_fresh;
+FastMethod cache_start_wait;
 FastMethod cache_start_rewrite;
 KeywordMethod cache_start_delete_range;
 Method cache_start_delete_all_history;

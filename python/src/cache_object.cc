@@ -111,6 +111,7 @@ struct InitArguments {
   int create_log = 1;
   int accept_replaced_log = 0;
   int split_updates = 1;
+  int follow = 0;
   unsigned long long state_bytes_max = Options().state_bytes_max;
   unsigned long long queue_bytes_max = Options().queue_bytes_max;
   unsigned int update_bytes_max = Options().update_bytes_max;
@@ -139,13 +140,14 @@ struct InitArguments {
                                   "validate",
                                   "writer_name",
                                   "on_event",
+                                  "follow",
                                   nullptr};
     return PyArg_ParseTupleAndKeywords(
-               arguments, keywords, "OO|$sOppOKpppIpLKOOOOsO:Cache", const_cast<char**>(names),
+               arguments, keywords, "OO|$sOppOKpppIpLKOOOOsOp:Cache", const_cast<char**>(names),
                &log, &codec, &name, &state_path, &attach, &wait, &state_mode, &state_bytes_max,
                &any_file_system, &create_log, &accept_replaced_log, &update_bytes_max,
                &split_updates, &deadline_ms, &queue_bytes_max, &changes_bytes, &erased_keys_max,
-               &erased_share_max, &validate, &writer_name, &on_event) != 0;
+               &erased_share_max, &validate, &writer_name, &on_event, &follow) != 0;
   }
 };
 
@@ -174,6 +176,7 @@ bool read_options(CacheObject& self, const InitArguments& given, Options& option
   options.accept_replaced_log = given.accept_replaced_log != 0;
   options.update_bytes_max = given.update_bytes_max;
   options.split_updates = given.split_updates != 0;
+  options.follow = given.follow != 0;
   options.deadline = std::chrono::milliseconds(given.deadline_ms);
   options.queue_bytes_max = static_cast<std::size_t>(given.queue_bytes_max);
   if (given.changes_bytes != Py_None)
@@ -355,6 +358,9 @@ PyMethodDef cache_methods[] = {
      "range."},
     {"applied_id", cache_applied_id, METH_NOARGS,
      "applied_id($self)\n--\n\nReturns the id of the last update in the state."},
+    {"notify_fd", cache_notify_fd, METH_NOARGS,
+     "notify_fd($self)\n--\n\nReturns a descriptor for select and event loops. It is readable when "
+     "an update was\napplied since its 8 bytes were last read. It belongs to the cache."},
     {"staleness", cache_staleness, METH_NOARGS,
      "staleness($self)\n--\n\n"
      "Returns how many seconds ago a process of this machine last asked the log; infinity if none\n"
@@ -397,6 +403,7 @@ PyMethodDef cache_methods[] = {
     {"start_add", method(cache_start_add), METH_FASTCALL, nullptr},
     {"start_delete_range", method(cache_start_delete_range), METH_FASTCALL | METH_KEYWORDS,
      nullptr},
+    {"start_wait", method(cache_start_wait), METH_FASTCALL, nullptr},
     {"start_update", method(cache_start_update), METH_FASTCALL, nullptr},
     {"update_if_fresh", method(cache_update_if_fresh), METH_FASTCALL, nullptr},
     {"start_rewrite", method(cache_start_rewrite), METH_FASTCALL, nullptr},

@@ -82,6 +82,19 @@ class Cache(Operations):
         return Changes(self._start_changes(after, prefix, start, stop),
                        None if deadline is None else _seconds(deadline))
 
+    def wait(self, after: int, *, deadline: Any = None) -> int:
+        """Waits until a process of this machine has applied an update beyond `after`.
+
+        Returns the applied id. It is greater than `after`, unless so many seconds have passed, or
+        the log was restored to an earlier update meanwhile. Does not ask the log: that is for the
+        follower, and for update().
+        """
+        pending = self.start_wait(after, _milliseconds(deadline), None)
+        try:
+            return int(wait(pending))
+        finally:
+            pending.stop()  # an interrupted call would occupy a thread
+
     def __enter__(self) -> "Cache":
         return self
 

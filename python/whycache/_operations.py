@@ -42,7 +42,8 @@ _FILL_BYTES = 512 * 1024
 class Event(NamedTuple):
     """What `on_event` gets.
 
-    Kinds: rebuilt, recovered, retried, stray_state, reconnected, changes_not_kept.
+    Kinds: rebuilt, recovered, retried, stray_state, reconnected, not_following, following, polling,
+    changes_not_kept.
     """
 
     kind: str
@@ -264,6 +265,7 @@ class Operations(_whycache.BaseCache):
         validate: Any = None,
         writer_name: str = "",
         on_event: Any = None,
+        follow: bool = False,
     ) -> None:
         """Opens the state of this machine for a log.
 
@@ -279,6 +281,8 @@ class Operations(_whycache.BaseCache):
         validate: called with each Change before it is written; returns None, or why it must not be.
         erased_keys_max, erased_share_max: how many keys one call may delete.
         on_event: called with each Event that an operator may want to know.
+        follow: whether a thread keeps the state fresh, so that nobody has to call update(). One
+            process of the machine polls the log at a time.
 
         The other options are those of C++ (include/whycache/options.h).
         """
@@ -301,7 +305,8 @@ class Operations(_whycache.BaseCache):
             erased_keys_max=erased_keys_max, erased_share_max=erased_share_max,
             validate=(lambda *change: validate(Change(*change))) if validate is not None else None,
             writer_name=writer_name,
-            on_event=(lambda *event: on_event(Event(*event))) if on_event is not None else None)
+            on_event=(lambda *event: on_event(Event(*event))) if on_event is not None else None,
+            follow=follow)
         _open_caches.add(self)
 
     @classmethod

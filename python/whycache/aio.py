@@ -192,6 +192,19 @@ class Cache(Operations):
         return AsyncChanges(self._start_changes(after, prefix, start, stop),
                             None if deadline is None else _seconds(deadline), self)
 
+    async def wait(self, after: int, *, deadline: Any = None) -> int:
+        """Waits until a process of this machine has applied an update beyond `after`.
+
+        As whycache.Cache.wait(). Each task that waits occupies a thread of the library, which
+        sleeps. For very many, wait in one task, or add `notify_fd()` to the loop.
+        """
+        pending = self.start_wait(after, _milliseconds(deadline), self._completions())
+        try:
+            return int(await self._finish(pending))
+        except asyncio.CancelledError:
+            pending.stop()
+            raise
+
     async def aclose(self) -> None:
         """Closes the cache on another thread."""
         await asyncio.get_running_loop().run_in_executor(None, self.close)

@@ -55,7 +55,7 @@ class Cache(Operations):
         staleness_max: _Seconds | None = None,
         erased_keys_max: int | None = None, erased_share_max: float | None = None,
         validate: Callable[[Change], str | None] | None = None, writer_name: str = "",
-        on_event: Callable[[Event], object] | None = None) -> None: ...
+        on_event: Callable[[Event], object] | None = None, follow: bool = False) -> None: ...
     @classmethod
     def attach(cls, state_path: str | bytes | PathLike[str], *, codec: str = "typed",
                wait: bool = True, state_bytes_max: int = ..., any_file_system: bool = False,
@@ -102,6 +102,7 @@ class Cache(Operations):
     async def get_fresh(self, key: bytes, default: Any = ..., /, *,
                   staleness_max: _Seconds | None = ..., serve_stale: bool = False,
                   deadline: _Seconds | None = None) -> FreshValue: ...
+    async def wait(self, after: int, *, deadline: _Seconds | None = None) -> int: ...
     async def update(self, *, staleness_max: _Seconds | None = ..., at_least: int = 0,
                deadline: _Seconds | None = None) -> int: ...
     def memo(self, decode: Callable[[Any], _T], *, entries_max: int = ...,
