@@ -1,6 +1,8 @@
 #include "client/change_feed.h"
 
 #include <algorithm>
+#include <chrono>
+#include <stop_token>
 #include <unordered_map>
 #include <utility>
 
@@ -10,9 +12,10 @@
 namespace whycache {
 namespace {
 
-// How often a waiting feed looks whether the state has moved on.
-constexpr Backoff::Pauses feed_pauses{std::chrono::microseconds(200), std::chrono::milliseconds(10),
-                                      0};
+// How often a waiting feed looks at the state by itself: no update is applied, and nothing wakes
+// it, if a state of another history, but of the same id, takes the place of the one that it waits
+// for.
+constexpr std::chrono::milliseconds look_interval{5000};
 
 bool contains(const KeyRange& range, std::string_view key) {
   return key >= range.begin && (!range.end || key < *range.end);
@@ -262,11 +265,23 @@ void Changes::Feed::reset_to(const StateInfo& info, const std::string& why) {
 }
 
 bool Changes::Feed::wait_for_update(Session& session, const Deadline& deadline) const {
-  Backoff backoff(deadline, feed_pauses);
   const StatePosition seen = session.state.position();
   if (seen.applied_id != position_id_) return true;
+  // The wait ends for the stop of the feed, and for closing.
+  std::stop_source stop;
+  const auto request_stop = [&] { stop.request_stop(); };
+  const std::stop_token closing = session.closing_token();
+  const std::stop_callback on_stop(deadline.stop(), request_stop);
+  const std::stop_callback on_close(closing, request_stop);
+  const Deadline end = deadline.with_stop(stop.get_token());
   while (session.state.position() == seen) {
-    if (!backoff.pause()) return false;
+    if (closing.stop_requested()) {
+      throw Error(
+          ErrorKind::unavailable,
+          "cache was closed while its feed waited for an update: state=" + session.state.path());
+    }
+    if (deadline.passed()) return false;
+    session.state.wait(seen.applied_id, end.at_most(look_interval));
   }
   return true;
 }

@@ -159,6 +159,23 @@ TEST(Changes, loop_ends_at_its_deadline_and_at_a_stop) {
   EXPECT_EQ(feed.next(), std::nullopt);
 }
 
+TEST(Changes, wait_ends_when_the_cache_is_closed) {
+  const Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  cache.set("a", "1");
+  Changes changes = cache.changes(1);
+  std::atomic<bool> waits{false};
+  std::thread watcher([&] {
+    waits = true;
+    expect_error(
+        ErrorKind::unavailable, [&] { static_cast<void>(changes.next()); }, "closed");
+  });
+  while (!waits) std::this_thread::yield();
+  std::this_thread::sleep_for(milliseconds(50));
+  cache.close_shared_state();
+  watcher.join();
+}
+
 TEST(Changes, log_is_not_asked_for_what_the_ring_has) {
   Fleet fleet;
   LogSwitch log;
