@@ -177,7 +177,7 @@ void Session::note_outage(const LogError& error) noexcept {
 
 void Session::close() {
   closing_.store(true, std::memory_order_release);
-  std::stop_source stop;
+  std::stop_source stop(std::nostopstate);  // allocates nothing
   {
     const MutexLock lock(mutex_);
     stop = closing_stop_;
@@ -186,9 +186,10 @@ void Session::close() {
 }
 
 void Session::reopen() {
+  std::stop_source stop;
   closing_.store(false, std::memory_order_release);
   const MutexLock lock(mutex_);
-  closing_stop_ = std::stop_source();
+  closing_stop_ = std::move(stop);
 }
 
 std::stop_token Session::closing_token() const {
