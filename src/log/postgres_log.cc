@@ -449,6 +449,7 @@ std::vector<std::string> PostgresLog::instances(PostgresConnection& connection,
   const PostgresRows rows = connection.query(
       {"SELECT instance FROM " + table(logs_table) + " ORDER BY instance"}, deadline);
   std::vector<std::string> found;
+  found.reserve(static_cast<std::size_t>(rows.count()));
   for (int row = 0; row < rows.count(); ++row) found.emplace_back(rows.at(row, 0).value_or(""));
   return found;
 }
@@ -507,7 +508,7 @@ void PostgresLog::create_log(PostgresConnection& connection, const Deadline& dea
     if (!is_permission_failure(failure)) throw;
     // Names the statements to run, for an operator who may.
     std::string left;
-    for (const PostgresStatement& statement : create) left += statement.sql + "; ";
+    for (const PostgresStatement& statement : create) left.append(statement.sql).append("; ");
     std::replace(left.begin(), left.end(), '\n', ' ');  // a message is one line
     std::string next = "(run as a privileged user: `whycache init`";
     if (!left.empty()) next += ", or: " + left.substr(0, left.size() - 1);
@@ -532,20 +533,21 @@ void PostgresLog::check_tables(PostgresConnection& connection, const Deadline& d
        "'whycache_parts')",
        {Value::text(options_.schema)}},
       deadline);
+  const auto refuse = [&](const std::string& name_of_table, const std::string& what,
+                          const std::string& next) {
+    throw Error(ErrorKind::invalid,
+                what + ": log=" + name() + " table=" + name_of_table + " (" + next + ")");
+  };
   for (int row = 0; row < rows.count(); ++row) {
     const std::string name_of_table(rows.at(row, 0).value_or(""));
-    const auto refuse = [&](const std::string& what, const std::string& next) {
-      throw Error(ErrorKind::invalid,
-                  what + ": log=" + name() + " table=" + name_of_table + " (" + next + ")");
-    };
     if (rows.at(row, 1) == "u" && options_.durable) {
-      refuse("table is emptied when the server crashes",
+      refuse(name_of_table, "table is emptied when the server crashes",
              "ALTER TABLE " + table(name_of_table.c_str()) + " SET LOGGED");
     }
     if (name_of_table == logs_table) continue;
     const std::string type(rows.at(row, 3).value_or("none"));
     if (type != "bytea") {
-      refuse("column bytes is not binary: type=" + type,
+      refuse(name_of_table, "column bytes is not binary: type=" + type,
              "ALTER TABLE " + table(name_of_table.c_str()) + " ALTER bytes TYPE bytea");
     }
   }
@@ -1055,30 +1057,31 @@ void PostgresLog::delete_below_base() {
   const auto pause = [] { std::this_thread::sleep_for(std::chrono::milliseconds(1)); };
   // Only while the log is still this one: its base never falls. Each batch begins where the one
   // before ended, since rows that were deleted stay in the index for a while.
+  const std::string delete_updates =
+      "WITH deleted AS (DELETE FROM " + updates +
+      " WHERE instance = $1 AND id IN (SELECT id FROM " + updates +
+      " WHERE instance = $1 AND id > $4 AND id <= $2 ORDER BY id LIMIT " +
+      std::to_string(updates_per_deletion) + ") AND EXISTS (SELECT 1 FROM " + logs +
+      " WHERE instance = $1 AND uuid = $3) RETURNING id) SELECT count(*), max(id) FROM deleted";
   for (UpdateId after = 0;; pause()) {
-    const auto [count, newest] = delete_some(
-        {"WITH deleted AS (DELETE FROM " + updates +
-             " WHERE instance = $1 AND id IN (SELECT id FROM " + updates +
-             " WHERE instance = $1 AND id > $4 AND id <= $2 ORDER BY id LIMIT " +
-             std::to_string(updates_per_deletion) + ") AND EXISTS (SELECT 1 FROM " + logs +
-             " WHERE instance = $1 AND uuid = $3) RETURNING id) SELECT count(*), max(id) FROM "
-             "deleted",
-         {Value::text(options_.instance), Value::number(row.base), Value::bytes(as_bytes(row.uuid)),
-          Value::number(after)}});
+    const auto [count, newest] =
+        delete_some({delete_updates,
+                     {Value::text(options_.instance), Value::number(row.base),
+                      Value::bytes(as_bytes(row.uuid)), Value::number(after)}});
     if (count == 0) break;
     after = newest;
   }
   // Parts of a greater base stay: a rewrite may still switch to it.
+  const std::string delete_parts =
+      "WITH deleted AS (DELETE FROM " + parts +
+      " WHERE instance = $1 AND (base, token, number) IN (SELECT base, token, number FROM " +
+      parts + " WHERE instance = $1 AND base <= $2 AND token <> (SELECT token FROM " + logs +
+      " WHERE instance = $1 AND uuid = $3) ORDER BY base, token, number LIMIT " +
+      std::to_string(parts_per_deletion) + ") RETURNING 1) SELECT count(*), 0::bigint FROM deleted";
   for (;; pause()) {
-    const auto deleted = delete_some(
-        {"WITH deleted AS (DELETE FROM " + parts +
-             " WHERE instance = $1 AND (base, token, number) IN (SELECT base, token, number FROM " +
-             parts + " WHERE instance = $1 AND base <= $2 AND token <> (SELECT token FROM " + logs +
-             " WHERE instance = $1 AND uuid = $3) ORDER BY base, token, number LIMIT " +
-             std::to_string(parts_per_deletion) +
-             ") RETURNING 1) SELECT count(*), 0::bigint FROM deleted",
-         {Value::text(options_.instance), Value::number(row.base),
-          Value::bytes(as_bytes(row.uuid))}});
+    const auto deleted = delete_some({delete_parts,
+                                      {Value::text(options_.instance), Value::number(row.base),
+                                       Value::bytes(as_bytes(row.uuid))}});
     if (deleted.first == 0) break;
   }
 }
