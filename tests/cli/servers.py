@@ -177,7 +177,9 @@ class Postgres(Server):
         self.start(
             *self.as_user, f"{self.programs}/postgres", "-D", f"{self.directory}/data",
             "-c", "listen_addresses=127.0.0.1", "-c", f"port={self.port}",
-            "-c", f"unix_socket_directories={self.directory}", "-c", "shared_buffers=16MB")
+            "-c", f"unix_socket_directories={self.directory}", "-c", "shared_buffers=16MB",
+            # A server that is killed leaves segments in /dev/shm.
+            "-c", "dynamic_shared_memory_type=mmap")
         self.sql("CREATE DATABASE flags", "postgres")
 
     def sql(self, statements, database="flags"):

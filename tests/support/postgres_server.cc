@@ -157,12 +157,11 @@ void PostgresTestServer::launch(std::uint16_t port) {
   port_ = port;
   std::vector<std::string> words = {program_directory() + "/postgres", "-D",
                                     directory_.file("data")};
-  std::vector<std::string> settings = {"listen_addresses=127.0.0.1",
-                                       "port=" + std::to_string(port),
+  std::vector<std::string> settings = {"listen_addresses=127.0.0.1", "port=" + std::to_string(port),
                                        "unix_socket_directories=" + directory_.path(),
-                                       "max_connections=200",
-                                       "shared_buffers=32MB",
-                                       "log_min_messages=fatal"};
+                                       // A server that is killed leaves segments in /dev/shm.
+                                       "dynamic_shared_memory_type=mmap", "max_connections=200",
+                                       "shared_buffers=32MB", "log_min_messages=fatal"};
   settings.insert(settings.end(), settings_.begin(), settings_.end());
   for (const std::string& setting : settings) {
     words.emplace_back("-c");
