@@ -57,6 +57,8 @@ namespace whycache {
 class MysqlConnection;
 class MysqlRows;
 struct LogMetadata;
+struct LogRow;
+struct PrimaryHead;
 struct MysqlFailure;
 
 struct MysqlLogOptions {
@@ -101,8 +103,6 @@ class MysqlLog final : public Log {
   std::unique_ptr<Log> reopen() override;
 
  private:
-  struct PrimaryHead;
-  struct MysqlLogRow;
   // How to handle a statement whose answer was lost: repeat it, or report that it is uncertain.
   enum class IfLost { retry, uncertain };
 
@@ -124,9 +124,9 @@ class MysqlLog final : public Log {
   void check_tables(MysqlConnection& connection) WHYCACHE_REQUIRES(mutex_);
 
   std::uint64_t store_at(const MysqlConnection& connection) const;
-  MysqlLogRow to_log_row(const MysqlRows& rows, const MysqlConnection& connection) const;
-  MysqlLogRow read_log_row();
-  MysqlLogRow read_log_row(MysqlConnection& connection) const WHYCACHE_REQUIRES(mutex_);
+  LogRow to_log_row(const MysqlRows& rows, const MysqlConnection& connection) const;
+  LogRow read_log_row();
+  LogRow read_log_row(MysqlConnection& connection) const WHYCACHE_REQUIRES(mutex_);
   Extent read_updates(MysqlConnection& connection, UpdateId first, UpdateId last,
                       bool is_first_read, RowBuffer& buffer) WHYCACHE_REQUIRES(mutex_);
   bool read_replica(UpdateId first, const PrimaryHead& primary, RowBuffer& buffer);

@@ -11,6 +11,7 @@
 #include "base/fork_handlers.h"
 #include "base/hash.h"
 #include "base/random.h"
+#include "log/log_row.h"
 #include "log/postgres_connection.h"
 #include "log/rewrite_in_database.h"
 
@@ -174,20 +175,6 @@ std::string next_step_for_tls(const std::string& reason) {
 }
 
 }  // namespace
-
-// One row of whycache_logs, and the greatest id in the log.
-struct PostgresLog::PostgresLogRow : LogMetadata {
-  UpdateId last = 0;
-  std::uint64_t store_id = 0;
-
-  Extent extent() const { return {uuid, base, base_chain, std::max(base, last), store_id}; }
-};
-
-struct PostgresLog::PrimaryNewest {
-  Extent extent;
-  // The chain of the update at the head, if it is a cache's update.
-  std::optional<std::uint64_t> chain;
-};
 
 // --- Connection and failures. ---
 
@@ -566,9 +553,8 @@ std::string PostgresLog::log_columns() const {
          table(updates_table) + " WHERE instance = $1 ORDER BY id DESC LIMIT 1) AS head";
 }
 
-PostgresLog::PostgresLogRow PostgresLog::to_log_row(const PostgresRows& rows,
-                                                    const PostgresConnection& connection,
-                                                    int row) const {
+LogRow PostgresLog::to_log_row(const PostgresRows& rows, const PostgresConnection& connection,
+                               int row) const {
   const std::uint64_t format = rows.number(row, format_column);
   const std::optional<Uuid> uuid = to_uuid(rows.at(row, uuid_column));
   const std::optional<Uuid> token = to_uuid(rows.at(row, token_column));
@@ -580,8 +566,7 @@ PostgresLog::PostgresLogRow PostgresLog::to_log_row(const PostgresRows& rows,
           store_at(connection)};
 }
 
-PostgresLog::PostgresLogRow PostgresLog::read_log_row(PostgresConnection& connection,
-                                                      const Deadline& deadline) const {
+LogRow PostgresLog::read_log_row(PostgresConnection& connection, const Deadline& deadline) const {
   const PostgresRows rows = connection.query(
       {"SELECT " + log_columns() + " FROM " + table(logs_table) + " WHERE instance = $1",
        {Value::text(options_.instance)}},
@@ -590,11 +575,11 @@ PostgresLog::PostgresLogRow PostgresLog::read_log_row(PostgresConnection& connec
   return to_log_row(rows, connection);
 }
 
-PostgresLog::PostgresLogRow PostgresLog::read_log_row() {
+LogRow PostgresLog::read_log_row() {
   return with_connection(IfAnswerLost::retry, "cannot read whycache_logs",
                          [&](PostgresConnection& connection, const Deadline& deadline)
                              WHYCACHE_REQUIRES(mutex_) {
-                               const PostgresLogRow row = read_log_row(connection, deadline);
+                               const LogRow row = read_log_row(connection, deadline);
                                note_server(connection);
                                return row;
                              });
@@ -605,7 +590,7 @@ Extent PostgresLog::extent() {
   return with_connection(IfAnswerLost::retry, "cannot read extent",
                          [&](PostgresConnection& connection, const Deadline& deadline)
                              WHYCACHE_REQUIRES(mutex_) {
-                               const PostgresLogRow row = read_log_row(connection, deadline);
+                               const LogRow row = read_log_row(connection, deadline);
                                note_server(connection);
                                uuid_seen_ = row.uuid;
                                note_head(row.extent().head, claimed_before);
@@ -639,7 +624,7 @@ Extent PostgresLog::read_updates(PostgresConnection& connection, UpdateId first,
   int row_of_log = 0;
   while (row_of_log < rows.count() && rows.at(row_of_log, id_column)) ++row_of_log;
   if (row_of_log == rows.count()) throw log_deleted_error(name());
-  const PostgresLogRow row = to_log_row(rows, connection, row_of_log);
+  const LogRow row = to_log_row(rows, connection, row_of_log);
   if (!is_first_read && row.base >= first) return row.extent();
   UpdateId expected = std::max(first, row.base + 1);
   for (int i = 0; i < rows.count(); ++i) {
@@ -657,7 +642,7 @@ Extent PostgresLog::read_updates(PostgresConnection& connection, UpdateId first,
 
 // Reads the updates from `first` to the primary's head. Returns false if the replica does not
 // answer, does not have exactly these, or they do not fit into one buffer.
-bool PostgresLog::read_replica(UpdateId first, const PrimaryNewest& primary, RowBuffer& buffer) {
+bool PostgresLog::read_replica(UpdateId first, const PrimaryHead& primary, RowBuffer& buffer) {
   // Half of what is left at most, so that the primary can still be asked.
   const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(
       CallLimit::deadline(options_.deadline).remaining() / 2);
@@ -702,18 +687,18 @@ std::optional<PollResult> PostgresLog::poll_replica(UpdateId first, const VisitU
                           " WHERE instance = $1 ORDER BY id DESC LIMIT 1) FROM " +
                           table(logs_table) + " WHERE instance = $1";
   const UpdateId claimed_before = claimed_head_.load(std::memory_order_relaxed);
-  const PrimaryNewest primary = with_connection(
+  const PrimaryHead primary = with_connection(
       IfAnswerLost::retry, "cannot read extent",
       [&](PostgresConnection& connection, const Deadline& deadline) WHYCACHE_REQUIRES(mutex_) {
         const PostgresRows rows =
             connection.query({sql, {Value::text(options_.instance)}}, deadline);
         if (rows.count() != 1) throw log_deleted_error(name());
-        const PostgresLogRow row = to_log_row(rows, connection);
+        const LogRow row = to_log_row(rows, connection);
         note_server(connection);
         uuid_seen_ = row.uuid;
         const Extent extent = row.extent();
         note_head(extent.head, claimed_before);
-        return PrimaryNewest{extent, chain_of(extent.head, rows.at(0, bytes_column).value_or(""))};
+        return PrimaryHead{extent, chain_of(extent.head, rows.at(0, bytes_column).value_or(""))};
       });
   RowBuffer buffer(buffer_bytes_max);
   if (primary.extent.head > primary.extent.base &&
@@ -764,7 +749,7 @@ Extent PostgresLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit
 }
 
 void PostgresLog::read_base(const VisitPart& visit) {
-  const PostgresLogRow row = read_log_row();
+  const LogRow row = read_log_row();
   const std::string sql = "SELECT bytes FROM " + table(parts_table) +
                           " WHERE instance = $1 AND base = $2 AND token = $3 AND number = $4";
   for (std::uint64_t number = 0; number < row.part_count; ++number) {
@@ -925,7 +910,7 @@ Log::Appended PostgresLog::append(UpdateId id, std::string_view bytes) {
         return done;
       });
   if (inserted) return Appended::yes;
-  const PostgresLogRow row = read_log_row();
+  const LogRow row = read_log_row();
   return id <= row.base ? Appended::below_base : Appended::taken;
 }
 
@@ -1032,7 +1017,7 @@ bool PostgresLog::switch_base(const LogMetadata& next) {
         return connection.commit(change, deadline)[1].changed() == 1;
       });
   if (switched) return true;
-  const PostgresLogRow current = read_log_row();
+  const LogRow current = read_log_row();
   if (current.uuid != next.uuid) throw log_deleted_error(name());
   if (current.base >= next.base) return false;
   throw Error(
@@ -1041,7 +1026,7 @@ bool PostgresLog::switch_base(const LogMetadata& next) {
 }
 
 void PostgresLog::delete_below_base() {
-  const PostgresLogRow row = read_log_row();
+  const LogRow row = read_log_row();
   const std::string logs = table(logs_table);
   const std::string updates = table(updates_table);
   const std::string parts = table(parts_table);

@@ -61,6 +61,8 @@ namespace whycache {
 class PostgresConnection;
 class PostgresRows;
 struct LogMetadata;
+struct LogRow;
+struct PrimaryHead;
 struct PostgresFailure;
 struct PostgresStatement;
 
@@ -113,8 +115,6 @@ class PostgresLog final : public Log {
   bool notifies() const noexcept override { return notifies_.load(std::memory_order_relaxed); }
 
  private:
-  struct PrimaryNewest;
-  struct PostgresLogRow;
   // How to handle a statement whose answer was lost: repeat it, or report that it is uncertain.
   enum class IfAnswerLost { retry, uncertain };
 
@@ -142,14 +142,14 @@ class PostgresLog final : public Log {
   std::string table(const char* name) const { return schema_ + '.' + name; }
   std::string log_columns() const;
   std::uint64_t store_at(const PostgresConnection& connection) const;
-  PostgresLogRow to_log_row(const PostgresRows& rows, const PostgresConnection& connection,
-                            int row = 0) const;
-  PostgresLogRow read_log_row();
-  PostgresLogRow read_log_row(PostgresConnection& connection, const Deadline& deadline) const;
+  LogRow to_log_row(const PostgresRows& rows, const PostgresConnection& connection,
+                    int row = 0) const;
+  LogRow read_log_row();
+  LogRow read_log_row(PostgresConnection& connection, const Deadline& deadline) const;
   Extent read_updates(PostgresConnection& connection, UpdateId first, UpdateId last,
                       std::size_t rows_max, bool is_first_read, RowBuffer& buffer,
                       const Deadline& deadline) const;
-  bool read_replica(UpdateId first, const PrimaryNewest& primary, RowBuffer& buffer);
+  bool read_replica(UpdateId first, const PrimaryHead& primary, RowBuffer& buffer);
   std::optional<PollResult> poll_replica(UpdateId first, const VisitUpdate& visit);
 
   bool may_be_beyond(UpdateId after) const;

@@ -1,0 +1,29 @@
+// Answers of a database server about a log.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+
+#include <whycache/log.h>
+
+#include "log/rewrite_in_database.h"
+
+namespace whycache {
+
+// One row of whycache_logs, and the greatest id in the log.
+struct LogRow : LogMetadata {
+  UpdateId last = 0;
+  std::uint64_t store_id = 0;
+
+  Extent extent() const { return {uuid, base, base_chain, std::max(base, last), store_id}; }
+};
+
+// The newest update of a primary, with which a replica's updates must end.
+struct PrimaryHead {
+  Extent extent;
+  // The chain of the update at the head, if it is a cache's update.
+  std::optional<std::uint64_t> chain;
+};
+
+}  // namespace whycache
