@@ -968,7 +968,7 @@ bool State::is_mostly_free() const {
   // A copy: a writer may be changing it.
   AllocatorState state;
   std::memcpy(&state, &mapping->header().allocator_state, sizeof state);
-  // What the last update retired is free at the next one.
+  // Segments that the last update retired are free at the next one.
   return state.segment_count * segment_bytes >= large_bytes &&
          state.free_count + state.retired_count > state.segment_count / 2;
 }

@@ -54,7 +54,7 @@ struct ValueBuffer {
   bool is_undecided = false;
 };
 
-// What identifies the value of a key on this machine. A state file has one history, so a key that
+// Identifies the value of a key on this machine. A state file has one history, so a key that
 // has the same version there again has had the same value all the time. After the log was restored
 // or replaced, the state is another file, with another id.
 struct EntryVersion {

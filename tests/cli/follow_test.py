@@ -66,7 +66,7 @@ class FollowTest(CliTest):
         other = self.another_machine()
         began = time.monotonic()
         for i in range(5):
-            # What was written before the follower had asked the log for the first time counts, too.
+            # Writes from before the follower first asked the log count, too.
             last = int(other.ok("set", "a", str(i)).text)
             while int(follower.stdout.readline()) != last:
                 pass

@@ -292,7 +292,7 @@ class MysqlMessagesTest(MessageTest):
             while b"held" not in (line := client.stdout.readline()):
                 self.assertTrue(line)
             result = self.machine.run(*self.set(self.url, "--deadline", "3s"))
-            # That the write may be in the log matters more than why.
+            # An uncertain write matters more than its cause.
             is_uncertain = "may or may not be in the log" in result.err
             self.assertEqual(
                 result.code, EXIT["unreachable" if is_uncertain else "conflict"], result.err

@@ -451,7 +451,7 @@ struct WatchedSoFar {
 };
 
 // Writers, a rewriter, and a watcher that is killed and resumed again and again. Each update sets
-// its number, so the watcher can tell a gap and a repetition. What it has handled is in memory that
+// its number, so the watcher can tell a gap and a repetition. The memory that says how far it is
 // outlives it.
 void watch_with_kills(int kills) {
   std::printf("%s\n", seed_note().c_str());

@@ -1081,7 +1081,7 @@ TEST(Rebuild, rebuild_after_lost_tail_reads_log_twice_only) {
   EXPECT_EQ(script->read_count - before, 2) << "one read detects the loss, one rebuilds";
 }
 
-// What `whycache follow` does now and then.
+// `whycache follow` does this now and then.
 TEST(Rebuild, large_state_that_is_mostly_free_is_shrunk) {
   const Fleet fleet;
   Events events;

@@ -34,7 +34,7 @@ class PausedInsert {
   PostgresClient client_;
 };
 
-// What happens without the lock: at READ COMMITTED, the base moves between the snapshot of the
+// Shows why the lock is needed. At READ COMMITTED, the base moves between the snapshot of the
 // statement and its insertion, and an update that was acknowledged is never read.
 TEST_F(PostgresLogTransactions, guarded_insert_without_row_lock_lands_below_base) {
   PostgresStore store;

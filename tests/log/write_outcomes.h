@@ -1,5 +1,5 @@
-// What the tests of logs behind connections that are cut share (mysql_cuts_test.cc,
-// postgres_cuts_test.cc).
+// Shared by the tests of logs behind connections that are cut: mysql_cuts_test.cc,
+// postgres_cuts_test.cc.
 #pragma once
 
 #include <gtest/gtest.h>

@@ -280,7 +280,7 @@ TEST_F(ChangeRing, damaged_byte_hides_updates_and_yields_no_wrong_one) {
     std::ofstream(ring_path(), std::ios::binary) << bytes;
   };
   std::vector<std::size_t> places;
-  // What has another magic is not whycache's.
+  // A file with another magic is not whycache's.
   for (std::size_t i = 7; i < sizeof(ChangeRingHeader); ++i) places.push_back(i);
   for (int i = 0; i < 150; ++i)
     places.push_back(change_ring_page_bytes + random() % (whole.size() - change_ring_page_bytes));

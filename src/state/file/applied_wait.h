@@ -5,11 +5,11 @@
 //
 // The writer stores the applied id (release), and then wakes. A waiter loads it (acquire), compares
 // it with what it waits for, and passes its low half to the kernel, which compares again before the
-// waiter sleeps. Either the waiter sees the update, or it is asleep when the writer wakes. What is
-// left to the longest sleep: the writer is killed before it wakes; or 128 updates, or a multiple of
-// that, are applied between the waiter's two comparisons, and none after them; or the file is
-// replaced between them, which changes no applied id. A process that replaces a file wakes its
-// waiters several times.
+// waiter sleeps. Either the waiter sees the update, or it is asleep when the writer wakes. Three
+// cases cost the longest sleep. The writer is killed before it wakes. 128 updates, or a multiple of
+// that, are applied between the waiter's two comparisons, and none after them. Or the file is
+// replaced between them, which changes no applied id; a process that replaces a file therefore
+// wakes its waiters several times.
 #pragma once
 
 #include <chrono>
