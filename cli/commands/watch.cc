@@ -48,8 +48,8 @@ struct WatchArguments {
 std::atomic<bool> watch_is_stopped{false};
 static_assert(std::atomic<bool>::is_always_lock_free);
 
-// SIGINT and SIGTERM end the watch within a tenth of a second, after the change that is being
-// handled. A second signal ends the process.
+// SIGINT and SIGTERM end the watch after the change that is being handled, or after the call of the
+// log that is under way, which takes --deadline at most. A second signal ends the process.
 void stop_at_signals() {
   struct sigaction action = {};
   action.sa_handler = [](int) { watch_is_stopped = true; };
@@ -160,9 +160,18 @@ std::string run_command(const std::string& command, const FeedChange& change, Va
   posix_spawn_file_actions_t files;
   ::posix_spawn_file_actions_init(&files);
   ::posix_spawn_file_actions_adddup2(&files, input.number(), STDIN_FILENO);
+  // A shell cannot reset a signal that it finds ignored, as SIGPIPE is in this process.
+  sigset_t broken_pipe;
+  ::sigemptyset(&broken_pipe);
+  ::sigaddset(&broken_pipe, SIGPIPE);
+  posix_spawnattr_t attributes;
+  ::posix_spawnattr_init(&attributes);
+  ::posix_spawnattr_setsigdefault(&attributes, &broken_pipe);
+  ::posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGDEF);
   pid_t child = 0;
   const int error =
-      ::posix_spawn(&child, shell.c_str(), &files, nullptr, words, environment.data());
+      ::posix_spawn(&child, shell.c_str(), &files, &attributes, words, environment.data());
+  ::posix_spawnattr_destroy(&attributes);
   ::posix_spawn_file_actions_destroy(&files);
   if (error != 0)
     return fmt::format("cannot be started: reason=\"{}\"", std::system_category().message(error));
@@ -198,13 +207,13 @@ class Watcher {
     const auto now = std::chrono::steady_clock::now();
     if (now < next_question_at_) return;
     next_question_at_ = now + interval_;
-    note_outcome([&] { cache_->update({.staleness_max = interval_}); });
+    note_outcome(trouble_of_log_, [&] { cache_->update({.staleness_max = interval_}); });
   }
 
   void print_what_is_there(Changes& changes) {
     const auto longest = std::chrono::milliseconds(100);
     const auto wait = std::min(longest, std::chrono::ceil<std::chrono::milliseconds>(interval_));
-    note_outcome([&] {
+    note_outcome(trouble_of_feed_, [&] {
       for (std::optional<FeedChange> change = changes.next(wait); change;
            change = changes.next(std::chrono::milliseconds(0))) {
         handle(*change);
@@ -235,21 +244,26 @@ class Watcher {
         "none needed: the watch continues");
   }
 
+  struct Trouble {
+    Outage outage;
+    std::chrono::milliseconds pause{0};
+  };
+
   // An error of the log or the state does not end the watch: it is reported when it begins, at
   // growing intervals while it lasts, and when it is over.
   template <typename Call>
-  void note_outcome(const Call& call) {
+  static void note_outcome(Trouble& trouble, const Call& call) {
     try {
       call();
-      if (const std::optional<std::chrono::nanoseconds> lasted = outage_.note_success())
+      if (const std::optional<std::chrono::nanoseconds> lasted = trouble.outage.note_success())
         print_message(fmt::format("watching again after {}", format_duration(*lasted)));
-      pause_ = std::chrono::milliseconds(0);
+      trouble.pause = std::chrono::milliseconds(0);
     } catch (const Error& error) {
-      if (const std::optional<std::chrono::nanoseconds> lasted = outage_.note_failure())
+      if (const std::optional<std::chrono::nanoseconds> lasted = trouble.outage.note_failure())
         print_message(error.what(), "none needed if it passes: the watch continues");
-      pause_ = std::min<std::chrono::milliseconds>(2 * pause_ + std::chrono::milliseconds(10),
-                                                   std::chrono::seconds(1));
-      wait(pause_);
+      trouble.pause = std::min<std::chrono::milliseconds>(
+          2 * trouble.pause + std::chrono::milliseconds(10), std::chrono::seconds(1));
+      wait(trouble.pause);
     }
   }
   static void wait(std::chrono::milliseconds time) {
@@ -262,8 +276,8 @@ class Watcher {
   const std::chrono::nanoseconds interval_;
   const std::unique_ptr<Cache> cache_;
   std::chrono::steady_clock::time_point next_question_at_{};
-  Outage outage_;
-  std::chrono::milliseconds pause_{0};
+  Trouble trouble_of_log_;
+  Trouble trouble_of_feed_;  // which may have all changes while the log is away
 };
 
 ExitCode watch(const WatchArguments& arguments, Output& output) {

@@ -136,9 +136,10 @@ class WHYCACHE_API Cache {
 
   // Returns the changes of all updates beyond `from` to keys of the range (changes.h). First come
   // those that this machine has applied, then each further one once this machine applies it. `from`
-  // 0 means everything that the log has. Some process has to call update() for the changes of other
-  // machines to arrive. The feed asks the log only for what the ring beside the state no longer
-  // has. A cache that is attached to a state reads the ring alone.
+  // 0 means everything that the log has. For the changes of other machines to arrive, some process
+  // has to follow the log (Options::follow, whycache follow) or call update(). The feed asks the
+  // log only for what the ring beside the state no longer has. A cache that is attached to a state
+  // reads the ring alone.
   //
   // The feed begins with a `reset` if it cannot know all changes since `from`: if history up to
   // there was rewritten, the log was restored or replaced, or the log does not reach to `from`. A

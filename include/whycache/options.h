@@ -87,7 +87,8 @@ struct FollowPace {
   // For a log that does not tell of new updates.
   std::chrono::nanoseconds interval_max = std::chrono::seconds(2);
   // For a log that does (Log::notifies). The follower then polls because it was told to, and at
-  // this interval in case that was lost.
+  // this interval in case that was lost. Files and SQLite cannot tell of what another machine
+  // writes, and are polled at interval_max all the same.
   std::chrono::nanoseconds interval_max_notified = std::chrono::seconds(20);
 };
 

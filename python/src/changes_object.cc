@@ -55,7 +55,8 @@ PyObject* tuple_of(ChangesObject& self, const FeedChange& change) {
   if (change.kind == FeedChange::Kind::set) {
     value = Ref(decode_stored(*self.module, self.cache->codec, change.value, change.key));
     if (!value) {
-      if (PyErr_ExceptionMatches(self.module->decode_error) == 0) return nullptr;
+      // Any other exception, such as KeyboardInterrupt, is raised in its turn, too: returning here
+      // would lose the changes that were taken.
       is_undecodable = true;
       value = Ref(take_exception());
       if (!value) return nullptr;
@@ -80,7 +81,8 @@ std::optional<FeedChange> next_of(ChangesObject& self, std::chrono::milliseconds
   return self.feed->next(wait);
 }
 
-// take(count_max, milliseconds): returns a list of changes, empty if there is none in time.
+// take(count_max, milliseconds): returns a list of changes, empty if there is none in time, and the
+// position of the feed behind them.
 PyObject* changes_take(PyObject* object, PyObject* const* arguments, Py_ssize_t count) {
   ChangesObject& self = changes_of(object);
   if (count != 2) return PyErr_Format(PyExc_TypeError, "take() takes 2 arguments");
@@ -114,7 +116,8 @@ PyObject* changes_take(PyObject* object, PyObject* const* arguments, Py_ssize_t 
     // What was taken must not be lost. The next call fails, if this was not to pass.
     if (PyList_GET_SIZE(list.get()) == 0) return set_current_error(*self.module);
   }
-  return list.release();
+  return Py_BuildValue("NK", list.release(),
+                       static_cast<unsigned long long>(self.feed->position()));
 }
 
 PyObject* changes_position(PyObject* object, PyObject* /*unused*/) {
@@ -140,7 +143,8 @@ void changes_dealloc(PyObject* object) {
 PyMethodDef changes_methods[] = {
     {"take", method(changes_take), METH_FASTCALL,
      "take($self, count_max, milliseconds, /)\n--\n\n"
-     "Returns a list of at most so many changes. Waits for the first one."},
+     "Returns a list of at most so many changes, and the position behind them. Waits for the\n"
+     "first one."},
     {"position", changes_position, METH_NOARGS,
      "position($self)\n--\n\nReturns the id of the last update that was taken as a whole."},
     {nullptr, nullptr, 0, nullptr}};

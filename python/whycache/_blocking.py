@@ -72,8 +72,8 @@ class Cache(Operations):
                 stop: bytes | None = None, deadline: Any = None) -> Changes:
         """Returns an iterator over the changes of all updates beyond the id `after`.
 
-        Returns what this machine has applied already, then waits for what it applies next. Some
-        process has to call update() for changes of other machines to arrive.
+        Returns what this machine has applied already, then waits for what it applies next. For
+        changes of other machines to arrive, some process has to follow the log or call update().
 
         Begins with a "reset" if it cannot know all changes since then, as after a rewrite of
         history or a restored log: read the keys again. `deadline`: how many seconds to wait for

@@ -5,6 +5,8 @@ import datetime
 import time
 from typing import Any, NamedTuple
 
+from whycache import _whycache
+
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
 _COUNT_MAX = 256
 # How long a wait may keep this thread from handling a signal.
@@ -40,23 +42,29 @@ class _Feed:
         self._taken: list[Any] = []
         self._next = 0
         self._position: int = feed.position()
+        self._taken_up_to = self._position
 
     @property
     def position(self) -> int:
         """The id of the last update whose changes were all returned: what to resume from."""
-        if self._next == len(self._taken):
-            self._position = self._feed.position()
         return self._position
 
     def _take(self, milliseconds: int) -> bool:
-        self._taken, self._next = self._feed.take(_COUNT_MAX, milliseconds), 0
+        self._taken, self._taken_up_to = self._feed.take(_COUNT_MAX, milliseconds)
+        self._next = 0
+        if not self._taken:
+            self._position = self._taken_up_to
         return bool(self._taken)
 
     def _return_next(self) -> FeedChange:
         kind, update_id, key, value, time_us, writer, note, ends, undecodable = self._taken[
             self._next]
         self._next += 1
-        if ends:
+        if undecodable and not isinstance(value, _whycache.DecodeError):
+            raise value  # decoding was interrupted: not counted as returned
+        if self._next == len(self._taken):
+            self._position = self._taken_up_to
+        elif ends:
             self._position = update_id
         if undecodable:
             raise value

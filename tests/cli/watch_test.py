@@ -128,6 +128,15 @@ class WatchTest(CliTest):
         self.machine.ok("set", "a", "2")
         self.assertIn(b"id=2", watcher.stderr.readline())
 
+    def test_command_may_close_a_pipe_early(self):
+        self.machine.ok("init", self.log)
+        watcher = self.watch("--exec", "yes | head -1 > /dev/null")
+        self.machine.ok("set", "a", "1")
+        self.machine.ok("set", "a", "2")
+        self.assertEqual(self.lines(watcher, 2), ["1\tset\ta\t1", "2\tset\ta\t2"])
+        watcher.terminate()
+        self.assertEqual(watcher.communicate(timeout=30), (b"", b""))
+
     def test_signal_ends_it(self):
         self.machine.ok("init", self.log)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -144,6 +153,10 @@ class WatchTest(CliTest):
         locker.execute("BEGIN EXCLUSIVE")
         while b"flags.db" not in (message := watcher.stderr.readline()):
             self.assertNotEqual(message, b"")
+        time.sleep(0.5)
+        os.set_blocking(watcher.stderr.fileno(), False)
+        self.assertNotIn(b"watching again", watcher.stderr.read() or b"", "the log is still away")
+        os.set_blocking(watcher.stderr.fileno(), True)
         locker.execute("ROLLBACK")
         self.machine.ok("set", "a", "2")
         self.assertEqual(self.lines(watcher, 1), ["2\tset\ta\t2"])
