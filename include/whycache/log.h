@@ -163,9 +163,10 @@ class WHYCACHE_API Log {
 WHYCACHE_API std::chrono::nanoseconds call_time_left() noexcept;
 
 // Opens the log that a URL names: `memory:`, `memory:name`, `file:///dir`, `sqlite:///file.db`,
-// `mysql://user@host/database` or `postgres://user@host/database`. Each takes `?instance=NAME` (default "default"; 1 to 48 of A-Z a-z
-// 0-9 _) and options of its own (docs/logs.md). Creates the log if it is missing, but not the
-// directory or database that contains it. With `create=off` in the URL, throws Error(invalid) then.
+// `mysql://user@host/database` or `postgres://user@host/database`. Each takes `?instance=NAME`
+// (default "default"; 1 to 48 of A-Z a-z 0-9 _) and options of its own (docs/logs.md). Creates the
+// log if it is missing, but not the directory or database that contains it. With `create=off` in
+// the URL, throws Error(invalid) then.
 //
 // Throws Error(invalid) for a wrong scheme, option or path, or a missing permission. Throws
 // Error(unavailable) or Error(corrupt) as the calls above do.

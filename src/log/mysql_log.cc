@@ -16,7 +16,7 @@
 #include "base/fork_handlers.h"
 #include "base/hash.h"
 #include "base/random.h"
-#include "log/log_row.h"
+#include "log/log_table_row.h"
 #include "log/mysql_connection.h"
 #include "log/rewrite_in_database.h"
 #include "log/socket_timeout.h"
@@ -514,7 +514,7 @@ MysqlLog::MysqlLog(MysqlLogOptions options, IfMissing if_missing)
                       create_log(connection);
                     }
                     check_tables(connection);
-                    const LogRow row = read_log_row(connection);
+                    const LogTableRow row = read_log_row(connection);
                     uuid_seen_ = row.uuid;
                     return true;
                   });
@@ -700,7 +700,7 @@ std::uint64_t MysqlLog::store_at(const MysqlConnection& connection) const {
   return hash64(options_.server.database + '/' + options_.instance, connection.server_id());
 }
 
-LogRow MysqlLog::to_log_row(const MysqlRows& rows, const MysqlConnection& connection) const {
+LogTableRow MysqlLog::to_log_row(const MysqlRows& rows, const MysqlConnection& connection) const {
   const std::uint64_t format = rows.number(format_column);
   const std::optional<Uuid> uuid = to_uuid(rows.at(uuid_column));
   const std::optional<Uuid> token = to_uuid(rows.at(token_column));
@@ -713,17 +713,17 @@ LogRow MysqlLog::to_log_row(const MysqlRows& rows, const MysqlConnection& connec
           store_at(connection)};
 }
 
-LogRow MysqlLog::read_log_row(MysqlConnection& connection) const {
+LogTableRow MysqlLog::read_log_row(MysqlConnection& connection) const {
   MysqlRows rows = connection.query(uses_procedures_ ? call_read_log_sql(options_.instance)
                                                      : select_log_sql(options_.instance));
   if (!rows.next()) throw log_deleted_error(name());
-  const LogRow row = to_log_row(rows, connection);
+  const LogTableRow row = to_log_row(rows, connection);
   while (rows.next()) {
   }
   return row;
 }
 
-LogRow MysqlLog::read_log_row() {
+LogTableRow MysqlLog::read_log_row() {
   return with_connection(IfLost::retry, "cannot read whycache_logs",
                          [&](MysqlConnection& connection)
                              WHYCACHE_REQUIRES(mutex_) { return read_log_row(connection); });
@@ -732,7 +732,7 @@ LogRow MysqlLog::read_log_row() {
 Extent MysqlLog::extent() {
   return with_connection(IfLost::retry, "cannot read extent",
                          [&](MysqlConnection& connection) WHYCACHE_REQUIRES(mutex_) {
-                           const LogRow row = read_log_row(connection);
+                           const LogTableRow row = read_log_row(connection);
                            uuid_seen_ = row.uuid;
                            return row.extent();
                          });
@@ -741,7 +741,7 @@ Extent MysqlLog::extent() {
 Extent MysqlLog::read_updates(MysqlConnection& connection, UpdateId first, UpdateId last,
                               bool is_first_read, RowBuffer& buffer) {
   buffer.clear();
-  LogRow row;
+  LogTableRow row;
   const std::uint64_t rows_max = rows_per_query_;
   {
     const auto& sql = uses_procedures_ ? call_read_sql : select_updates_sql;
@@ -823,7 +823,7 @@ std::optional<PollResult> MysqlLog::poll_replica(UpdateId first, const VisitUpda
         MysqlRows rows = connection.query(uses_procedures_ ? call_read_log_sql(options_.instance)
                                                            : select_newest_sql(options_.instance));
         if (!rows.next()) throw log_deleted_error(name());
-        const LogRow row = to_log_row(rows, connection);
+        const LogTableRow row = to_log_row(rows, connection);
         const Extent extent = row.extent();
         const PrimaryHead found{extent, chain_of(extent.head, rows.at(bytes_column).value_or(""))};
         while (rows.next()) {
@@ -876,7 +876,7 @@ Extent MysqlLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) {
 }
 
 void MysqlLog::read_base(const VisitPart& visit) {
-  const LogRow row = read_log_row();
+  const LogTableRow row = read_log_row();
   for (std::uint64_t number = 0; number < row.part_count; ++number) {
     const std::string part = with_connection(
         IfLost::retry, "cannot read part of the base",
@@ -937,7 +937,7 @@ Log::Appended MysqlLog::append(UpdateId id, std::string_view bytes) {
         }
       });
   if (inserted) return Appended::yes;
-  const LogRow row = read_log_row();
+  const LogTableRow row = read_log_row();
   return id <= row.base ? Appended::below_base : Appended::taken;
 }
 
@@ -1019,7 +1019,7 @@ bool MysqlLog::switch_base(const LogMetadata& next) {
                    ") = " + std::to_string(next.part_count)) == 1;
       });
   if (switched) return true;
-  const LogRow current = read_log_row();
+  const LogTableRow current = read_log_row();
   if (current.uuid != next.uuid) throw log_deleted_error(name());
   if (current.base >= next.base) return false;
   throw Error(
@@ -1028,7 +1028,7 @@ bool MysqlLog::switch_base(const LogMetadata& next) {
 }
 
 void MysqlLog::delete_below_base() {
-  const LogRow row = read_log_row();
+  const LogTableRow row = read_log_row();
   const std::string instance = quoted(options_.instance);
   const std::string base = std::to_string(row.base);
   // Only while the log is still this one: its base never falls.

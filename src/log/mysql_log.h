@@ -57,7 +57,7 @@ namespace whycache {
 class MysqlConnection;
 class MysqlRows;
 struct LogMetadata;
-struct LogRow;
+struct LogTableRow;
 struct PrimaryHead;
 struct MysqlFailure;
 
@@ -124,9 +124,9 @@ class MysqlLog final : public Log {
   void check_tables(MysqlConnection& connection) WHYCACHE_REQUIRES(mutex_);
 
   std::uint64_t store_at(const MysqlConnection& connection) const;
-  LogRow to_log_row(const MysqlRows& rows, const MysqlConnection& connection) const;
-  LogRow read_log_row();
-  LogRow read_log_row(MysqlConnection& connection) const WHYCACHE_REQUIRES(mutex_);
+  LogTableRow to_log_row(const MysqlRows& rows, const MysqlConnection& connection) const;
+  LogTableRow read_log_row();
+  LogTableRow read_log_row(MysqlConnection& connection) const WHYCACHE_REQUIRES(mutex_);
   Extent read_updates(MysqlConnection& connection, UpdateId first, UpdateId last,
                       bool is_first_read, RowBuffer& buffer) WHYCACHE_REQUIRES(mutex_);
   bool read_replica(UpdateId first, const PrimaryHead& primary, RowBuffer& buffer);

@@ -11,7 +11,7 @@
 #include "base/fork_handlers.h"
 #include "base/hash.h"
 #include "base/random.h"
-#include "log/log_row.h"
+#include "log/log_table_row.h"
 #include "log/postgres_connection.h"
 #include "log/rewrite_in_database.h"
 
@@ -553,8 +553,8 @@ std::string PostgresLog::log_columns() const {
          table(updates_table) + " WHERE instance = $1 ORDER BY id DESC LIMIT 1) AS head";
 }
 
-LogRow PostgresLog::to_log_row(const PostgresRows& rows, const PostgresConnection& connection,
-                               int row) const {
+LogTableRow PostgresLog::to_log_row(const PostgresRows& rows, const PostgresConnection& connection,
+                                    int row) const {
   const std::uint64_t format = rows.number(row, format_column);
   const std::optional<Uuid> uuid = to_uuid(rows.at(row, uuid_column));
   const std::optional<Uuid> token = to_uuid(rows.at(row, token_column));
@@ -566,7 +566,8 @@ LogRow PostgresLog::to_log_row(const PostgresRows& rows, const PostgresConnectio
           store_at(connection)};
 }
 
-LogRow PostgresLog::read_log_row(PostgresConnection& connection, const Deadline& deadline) const {
+LogTableRow PostgresLog::read_log_row(PostgresConnection& connection,
+                                      const Deadline& deadline) const {
   const PostgresRows rows = connection.query(
       {"SELECT " + log_columns() + " FROM " + table(logs_table) + " WHERE instance = $1",
        {Value::text(options_.instance)}},
@@ -575,11 +576,11 @@ LogRow PostgresLog::read_log_row(PostgresConnection& connection, const Deadline&
   return to_log_row(rows, connection);
 }
 
-LogRow PostgresLog::read_log_row() {
+LogTableRow PostgresLog::read_log_row() {
   return with_connection(IfAnswerLost::retry, "cannot read whycache_logs",
                          [&](PostgresConnection& connection, const Deadline& deadline)
                              WHYCACHE_REQUIRES(mutex_) {
-                               const LogRow row = read_log_row(connection, deadline);
+                               const LogTableRow row = read_log_row(connection, deadline);
                                note_server(connection);
                                return row;
                              });
@@ -590,7 +591,7 @@ Extent PostgresLog::extent() {
   return with_connection(IfAnswerLost::retry, "cannot read extent",
                          [&](PostgresConnection& connection, const Deadline& deadline)
                              WHYCACHE_REQUIRES(mutex_) {
-                               const LogRow row = read_log_row(connection, deadline);
+                               const LogTableRow row = read_log_row(connection, deadline);
                                note_server(connection);
                                uuid_seen_ = row.uuid;
                                note_head(row.extent().head, claimed_before);
@@ -624,7 +625,7 @@ Extent PostgresLog::read_updates(PostgresConnection& connection, UpdateId first,
   int row_of_log = 0;
   while (row_of_log < rows.count() && rows.at(row_of_log, id_column)) ++row_of_log;
   if (row_of_log == rows.count()) throw log_deleted_error(name());
-  const LogRow row = to_log_row(rows, connection, row_of_log);
+  const LogTableRow row = to_log_row(rows, connection, row_of_log);
   if (!is_first_read && row.base >= first) return row.extent();
   UpdateId expected = std::max(first, row.base + 1);
   for (int i = 0; i < rows.count(); ++i) {
@@ -693,7 +694,7 @@ std::optional<PollResult> PostgresLog::poll_replica(UpdateId first, const VisitU
         const PostgresRows rows =
             connection.query({sql, {Value::text(options_.instance)}}, deadline);
         if (rows.count() != 1) throw log_deleted_error(name());
-        const LogRow row = to_log_row(rows, connection);
+        const LogTableRow row = to_log_row(rows, connection);
         note_server(connection);
         uuid_seen_ = row.uuid;
         const Extent extent = row.extent();
@@ -749,7 +750,7 @@ Extent PostgresLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit
 }
 
 void PostgresLog::read_base(const VisitPart& visit) {
-  const LogRow row = read_log_row();
+  const LogTableRow row = read_log_row();
   const std::string sql = "SELECT bytes FROM " + table(parts_table) +
                           " WHERE instance = $1 AND base = $2 AND token = $3 AND number = $4";
   for (std::uint64_t number = 0; number < row.part_count; ++number) {
@@ -910,7 +911,7 @@ Log::Appended PostgresLog::append(UpdateId id, std::string_view bytes) {
         return done;
       });
   if (inserted) return Appended::yes;
-  const LogRow row = read_log_row();
+  const LogTableRow row = read_log_row();
   return id <= row.base ? Appended::below_base : Appended::taken;
 }
 
@@ -1017,7 +1018,7 @@ bool PostgresLog::switch_base(const LogMetadata& next) {
         return connection.commit(change, deadline)[1].changed() == 1;
       });
   if (switched) return true;
-  const LogRow current = read_log_row();
+  const LogTableRow current = read_log_row();
   if (current.uuid != next.uuid) throw log_deleted_error(name());
   if (current.base >= next.base) return false;
   throw Error(
@@ -1026,7 +1027,7 @@ bool PostgresLog::switch_base(const LogMetadata& next) {
 }
 
 void PostgresLog::delete_below_base() {
-  const LogRow row = read_log_row();
+  const LogTableRow row = read_log_row();
   const std::string logs = table(logs_table);
   const std::string updates = table(updates_table);
   const std::string parts = table(parts_table);

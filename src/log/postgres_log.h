@@ -61,7 +61,7 @@ namespace whycache {
 class PostgresConnection;
 class PostgresRows;
 struct LogMetadata;
-struct LogRow;
+struct LogTableRow;
 struct PrimaryHead;
 struct PostgresFailure;
 struct PostgresStatement;
@@ -142,10 +142,10 @@ class PostgresLog final : public Log {
   std::string table(const char* name) const { return schema_ + '.' + name; }
   std::string log_columns() const;
   std::uint64_t store_at(const PostgresConnection& connection) const;
-  LogRow to_log_row(const PostgresRows& rows, const PostgresConnection& connection,
-                    int row = 0) const;
-  LogRow read_log_row();
-  LogRow read_log_row(PostgresConnection& connection, const Deadline& deadline) const;
+  LogTableRow to_log_row(const PostgresRows& rows, const PostgresConnection& connection,
+                         int row = 0) const;
+  LogTableRow read_log_row();
+  LogTableRow read_log_row(PostgresConnection& connection, const Deadline& deadline) const;
   Extent read_updates(PostgresConnection& connection, UpdateId first, UpdateId last,
                       std::size_t rows_max, bool is_first_read, RowBuffer& buffer,
                       const Deadline& deadline) const;

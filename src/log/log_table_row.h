@@ -12,7 +12,7 @@
 namespace whycache {
 
 // One row of whycache_logs, and the greatest id in the log.
-struct LogRow : LogMetadata {
+struct LogTableRow : LogMetadata {
   UpdateId last = 0;
   std::uint64_t store_id = 0;
 
