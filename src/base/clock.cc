@@ -21,13 +21,17 @@ void Deadline::sleep(std::chrono::nanoseconds time) const {
   const std::int64_t until_ns = boot_time_ns() + std::min(time, remaining()).count();
   // A request to stop wakes this thread, which need not look for one at intervals.
   std::mutex mutex;
-  std::condition_variable_any stopped;
+  std::condition_variable stopped;
+  const std::stop_callback on_stop(stop_, [&] {
+    const std::lock_guard lock(mutex);
+    stopped.notify_all();
+  });
   std::unique_lock lock(mutex);
   for (;;) {
     const std::chrono::nanoseconds left(until_ns - boot_time_ns());
     if (left.count() <= 0 || stop_.stop_requested()) return;
     if (stop_.stop_possible()) {
-      stopped.wait_for(lock, stop_, left, [] { return false; });
+      stopped.wait_for(lock, left);
     } else {
       std::this_thread::sleep_for(left);
     }

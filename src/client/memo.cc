@@ -193,7 +193,7 @@ class MemoTable::Impl {
   [[gnu::noinline]] std::shared_ptr<const void> decode_present(MemoShards& all, MemoShard& shard,
                                                                std::string_view key) {
     const std::shared_ptr<const Pin> pin = CacheInternal::pin(cache_);
-    EntryVersion version{pin->mapping().header().fixed.state_id, 0};
+    EntryVersion version{state_id_of(pin->mapping().header()), 0};
     const std::string_view value = reading([&] { return pin->find(key, version.version); });
     if (value.data() == nullptr) {
       remove(all, shard, key);
@@ -227,6 +227,9 @@ class MemoTable::Impl {
     bool is_full = false;
     {
       const MutexLock lock(shard.mutex);
+      // Before the entry exists: without memory, none may be left outside the ring.
+      if (shard.ring.size() == shard.ring.capacity())
+        shard.ring.reserve(std::max<std::size_t>(16, 2 * shard.ring.capacity()));
       const auto [place, is_new] = shard.entries.try_emplace(std::string(key));
       // Another thread may have decoded a newer value meanwhile.
       if (!is_new && !is_newer(entry.version, place->second.version)) return;

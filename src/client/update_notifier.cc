@@ -60,7 +60,7 @@ void UpdateNotifier::run(UpdateId seen, const std::stop_token& stop) noexcept {
   while (!stop.stop_requested()) {
     const Deadline deadline(std::chrono::milliseconds::max(), stop);
     try {
-      seen = session_.state.wait(seen, deadline);
+      seen = session_.state.wait(seen, deadline, seen);
       if (!stop.stop_requested()) notify();
     } catch (const std::exception&) {
       // The application's next read throws it. What can be read may have changed.

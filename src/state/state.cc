@@ -371,11 +371,6 @@ constinit thread_local PendingGet pending_get
 
 static_assert(copy_short_bytes_max <= fast_value_bytes_max);
 
-// Another process changes the id if it adopts a file that this one has verified for itself.
-std::uint64_t state_id_of(const Header& header) {
-  return __atomic_load_n(&header.fixed.state_id, __ATOMIC_RELAXED);
-}
-
 }  // namespace
 
 // Copies the value into a string that most often has the value's size already.
@@ -664,10 +659,9 @@ UpdateId State::applied_id() const {
   return info().applied_id;
 }
 
-UpdateId State::wait(UpdateId after, const Deadline& deadline) const {
+UpdateId State::wait(UpdateId after, const Deadline& deadline, UpdateId before) const {
   // Between looks for a state, or for the one that takes the place of the present one.
   constexpr std::chrono::milliseconds search_interval{100};
-  UpdateId previous = 0;
   for (;;) {
     unmap_if_idle();
     std::chrono::nanoseconds at_most = search_interval;
@@ -677,8 +671,8 @@ UpdateId State::wait(UpdateId after, const Deadline& deadline) const {
         const Header& header = mapping.get()->header();
         const std::uint64_t seen = header.applied_id.max_entry_word(std::memory_order_acquire);
         const UpdateId id = EntryWord(seen).id();
-        if (id > after || id < previous || deadline.passed()) return id;
-        previous = id;
+        if (id > after || id < before || deadline.passed()) return id;
+        before = id;
         const std::chrono::nanoseconds left = deadline.remaining();
         at_most = is_superseded(*mapping.get()) ? std::min(at_most, left) : left;
         sleep_until_applied(header, seen, at_most, deadline.stop());
@@ -923,13 +917,11 @@ void State::sync(const Deadline& deadline) const {
 void State::remove(const Deadline& deadline) const {
   const HeldLock install = lock(StateLock::install, deadline);
   const HeldLock writer = lock(StateLock::writer, deadline);
+  remove_change_ring(options_.path);
   if (const FileDescriptor file = open_file_if_exists(options_.path, O_RDWR))
     supersede(file, options_.path);
   if (::unlink(options_.path.c_str()) != 0 && errno != ENOENT)
     throw system_error("cannot remove state file", options_.path, errno);
-  const std::string ring = options_.path + change_ring_suffix;
-  if (::unlink(ring.c_str()) != 0 && errno != ENOENT)
-    throw system_error("cannot remove ring of changes", ring, errno);
 }
 
 std::vector<std::string> State::check(

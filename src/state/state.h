@@ -124,8 +124,8 @@ class State {
   UpdateId applied_id() const;
   // Sleeps until the applied id is greater than `after`, or less than before, as in the state of a
   // log that was restored; or until the deadline has passed. Returns the applied id. While there is
-  // no state, looks for one ten times a second.
-  UpdateId wait(UpdateId after, const Deadline& deadline) const;
+  // no state, looks for one ten times a second. `before`: the applied id that the caller has seen.
+  UpdateId wait(UpdateId after, const Deadline& deadline, UpdateId before = 0) const;
   // Wakes every thread that waits, in any process; a hint without a reason. For tests.
   void wake_waiters() const noexcept;
 

@@ -369,5 +369,14 @@ TEST_F(WaitTest, idle_descriptor_costs_no_context_switches) {
   EXPECT_FALSE(is_readable(descriptor));
 }
 
+// As notify_fd() waits: the state went back between two calls.
+TEST_F(WaitTest, id_below_the_one_that_the_caller_has_seen_ends_it) {
+  cache.set("a", "1");
+  const State& state = CacheInternal::state(cache);
+  const Deadline deadline(milliseconds(60'000));
+  EXPECT_EQ(state.wait(100, deadline, 100), 1U);
+  EXPECT_FALSE(deadline.passed());
+}
+
 }  // namespace
 }  // namespace whycache::testing

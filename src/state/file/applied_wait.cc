@@ -7,9 +7,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <climits>
 #include <thread>
 
+#include "base/fork_handlers.h"
 #include "base/random.h"
 
 namespace whycache {
@@ -46,9 +48,11 @@ void sleep_until_applied(const Header& header, std::uint64_t seen, std::chrono::
   // waiter may be about to sleep.
   std::atomic<bool> is_asleep{false};
   std::atomic<bool> was_stopped{false};
+  // A forked child that requests the stop has a copy of the callback, but not the waiter.
+  const std::uint64_t forks = fork_count();
   const std::stop_callback on_stop(stop, [&] {
     was_stopped.store(true);
-    while (is_asleep.load()) {
+    while (is_asleep.load() && fork_count() == forks) {
       wake(header, own_bit);
       std::this_thread::sleep_for(std::chrono::microseconds(50));
     }
@@ -56,11 +60,17 @@ void sleep_until_applied(const Header& header, std::uint64_t seen, std::chrono::
   const struct timespec until =
       time_after(std::min<std::chrono::nanoseconds>(at_most, applied_sleep_max));
   is_asleep.store(true);
+  bool is_refused = false;
   if (!was_stopped.load()) {
-    ::syscall(SYS_futex, header.applied_id.low_half(), FUTEX_WAIT_BITSET,
-              static_cast<std::uint32_t>(seen), &until, nullptr, own_bit);
+    const long slept = ::syscall(SYS_futex, header.applied_id.low_half(), FUTEX_WAIT_BITSET,
+                                 static_cast<std::uint32_t>(seen), &until, nullptr, own_bit);
+    is_refused = slept != 0 && errno != EAGAIN && errno != ETIMEDOUT && errno != EINTR;
   }
   is_asleep.store(false);
+  // A system that does not allow futexes: the caller looks again a hundred times a second.
+  constexpr std::chrono::milliseconds look_interval{10};
+  if (is_refused)
+    std::this_thread::sleep_for(std::min<std::chrono::nanoseconds>(at_most, look_interval));
 }
 
 }  // namespace whycache

@@ -20,4 +20,10 @@ bool is_of_older_format(const HeaderFixed& header);
 // Returns a consistent copy of the block of the newest update. Throws Error(corrupt).
 PublishedBlock read_published(const Header& header);
 
+// Returns the id of the file now. Another process changes it (relaxed) if it adopts a file that
+// this one has verified for itself, and has mapped.
+inline std::uint64_t state_id_of(const Header& header) noexcept {
+  return __atomic_load_n(&header.fixed.state_id, __ATOMIC_RELAXED);
+}
+
 }  // namespace whycache

@@ -417,7 +417,7 @@ StateInfo state_info(const Mapping& mapping) {
   const LogIdentity log = log_of(header.fixed);
   info.log_uuid = log.uuid;
   info.log_name = log.name;
-  info.state_id = mapping.state_id();
+  info.state_id = state_id_of(header);
   info.superseded =
       (header.reclaim_generation.load(std::memory_order_acquire) & superseded_bit) != 0;
   return info;
