@@ -433,6 +433,19 @@ TEST(Changes, size_of_the_ring_is_checked) {
   }
 }
 
+TEST(Changes, file_in_place_of_the_ring_that_is_none_is_left_alone) {
+  const Fleet fleet;
+  Options options;
+  options.changes_bytes = 0;
+  Cache cache = fleet.open("berlin", options);
+  std::ofstream(ring_of(cache)) << "of the application";
+  cache.set("a", "1");
+  cache.delete_shared_state();
+  std::string text;
+  std::getline(std::ifstream(ring_of(cache)), text);
+  EXPECT_EQ(text, "of the application");
+}
+
 TEST(Changes, deleted_state_takes_its_ring_along) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");

@@ -106,8 +106,15 @@ bool ChangeRingWriter::try_open(const StateOptions& options, int state_descripto
     if (const int error = unshare_blocks(file.number(), static_cast<std::uint64_t>(status.st_size)))
       throw system_error("cannot give the ring of changes blocks of its own", path_, error);
   }
+  // A copy may have holes.
+  constexpr std::uint64_t bytes_of_stat_block = 512;
+  const auto file_bytes = static_cast<std::uint64_t>(status.st_size);
+  if (static_cast<std::uint64_t>(status.st_blocks) * bytes_of_stat_block < file_bytes) {
+    if (const int error = allocate_in_file(file.number(), 0, file_bytes))
+      throw system_error("cannot allocate space for the ring of changes", path_, error);
+  }
   data_bytes_ = fixed.data_bytes;
-  allocated_bytes_ = static_cast<std::uint64_t>(status.st_size);
+  allocated_bytes_ = file_bytes;
   file_ = std::move(file);
   return true;
 }
@@ -287,15 +294,27 @@ void ChangeRingWriter::copy_out(std::uint64_t position, void* to, std::size_t by
   if (first < bytes) std::memcpy(static_cast<char*>(to) + first, data, bytes - first);
 }
 
+void remove_change_ring(const std::string& state_path) {
+  const std::string path = state_path + change_ring_suffix;
+  {
+    const FileDescriptor file(open_at_path(path.c_str(), O_RDONLY | O_NONBLOCK | O_NOFOLLOW));
+    struct stat status;
+    ChangeRingFixed fixed{};
+    if (!file || ::fstat(file.number(), &status) != 0 || !S_ISREG(status.st_mode) ||
+        ::pread(file.number(), &fixed, sizeof fixed, 0) < 0 || !is_ring_or_nothing(fixed))
+      return;
+  }
+  if (::unlink(path.c_str()) != 0 && errno != ENOENT)
+    throw system_error("cannot remove ring of changes", path, errno);
+}
+
 void ChangeRingKeeper::keep(std::unique_ptr<ChangeRingWriter>& ring, const StateOptions& options,
                             int state_descriptor, std::uint64_t state_id,
                             const PublishedBlock& applied, UpdateId id, std::string_view update,
                             bool is_first) noexcept {
   try {
     if (options.changes_bytes == 0) {
-      const std::string path = options.path + change_ring_suffix;
-      if (!is_removed_ && ::unlink(path.c_str()) != 0 && errno != ENOENT)
-        throw system_error("cannot remove ring of changes", path, errno);
+      if (!is_removed_) remove_change_ring(options.path);
       is_removed_ = true;
       return;
     }

@@ -68,6 +68,9 @@ class ChangeRingWriter {
   const std::uint64_t fork_count_;
 };
 
+// Removes the ring beside a state, but no other file of that name.
+void remove_change_ring(const std::string& state_path);
+
 // The ring of one State object, under its writer lock: opened when the first update is applied, and
 // kept with the writable mapping. A ring that cannot be written stops no update: feeds then read
 // the log.
