@@ -226,37 +226,45 @@ bool Changes::Feed::take_from_page() {
     return false;
   }
   LogPosition position{*log_uuid_, position_id_, *position_chain_};
-  decode_next_row(page_, page_row_, position, update_);
+  try {
+    decode_next_row(page_, page_row_, position, update_);
+  } catch (...) {  // the next call reads the row again: it may have been repaired
+    page_ = LogPage();
+    page_row_ = 0;
+    throw;
+  }
   select_changes();
   return true;
 }
 
 // If the update changes a key more than once, only the last change was ever visible.
 void Changes::Feed::select_changes() {
-  erases_all_ = update_.erases_all;
-  selected_.clear();
-  next_selected_ = 0;
   const std::vector<Change>& changes = update_.changes;
+  std::vector<std::size_t> selected;
   for (std::size_t i = 0; i < changes.size(); ++i) {
-    if (contains(range_, changes[i].key)) selected_.push_back(i);
+    if (contains(range_, changes[i].key)) selected.push_back(i);
   }
-  if (selected_.size() > 1) {
+  if (selected.size() > 1) {
     std::unordered_map<std::string_view, std::size_t> last;
-    for (const std::size_t i : selected_) last[changes[i].key] = i;
-    std::erase_if(selected_, [&](std::size_t i) { return last[changes[i].key] != i; });
+    for (const std::size_t i : selected) last[changes[i].key] = i;
+    std::erase_if(selected, [&](std::size_t i) { return last[changes[i].key] != i; });
   }
+  // From here on nothing throws: a part of the changes would pass for all of them.
+  erases_all_ = update_.erases_all;
+  selected_.swap(selected);
+  next_selected_ = 0;
   if (has_change()) return;
   position_id_ = update_.id;
   position_chain_ = update_.chain;
 }
 
-void Changes::Feed::reset_to(const StateInfo& info, const std::string& why) {
+void Changes::Feed::reset_to(const StateInfo& info, std::string why) {
   page_ = LogPage();
   page_row_ = 0;
   log_uuid_ = info.log_uuid;
   position_id_ = info.applied_id;
   position_chain_ = info.chain;
-  reset_reason_ = why;
+  reset_reason_ = std::move(why);
   reset_ = FeedChange{.kind = FeedChange::Kind::reset,
                       .id = info.applied_id,
                       .time = time_point(wall_time_us()),
@@ -265,23 +273,33 @@ void Changes::Feed::reset_to(const StateInfo& info, const std::string& why) {
 }
 
 bool Changes::Feed::wait_for_update(Session& session, const Deadline& deadline) const {
-  const StatePosition seen = session.state.position();
-  if (seen.applied_id != position_id_) return true;
   // The wait ends for the stop of the feed, and for closing.
   std::stop_source stop;
   const auto request_stop = [&] { stop.request_stop(); };
   const std::stop_token closing = session.closing_token();
   const std::stop_callback on_stop(deadline.stop(), request_stop);
   const std::stop_callback on_close(closing, request_stop);
-  const Deadline end = deadline.with_stop(stop.get_token());
-  while (session.state.position() == seen) {
-    if (closing.stop_requested()) {
-      throw Error(
-          ErrorKind::unavailable,
-          "cache was closed while its feed waited for an update: state=" + session.state.path());
-    }
+  bool is_there = false;
+  try {
+    is_there = sleep_until_update(session.state, deadline.with_stop(stop.get_token()));
+  } catch (const Error& error) {
+    // Another file has taken the place of the state: advance() finds out of which log.
+    if (error.kind() != ErrorKind::unavailable) throw;
+  }
+  if (closing.stop_requested()) {
+    throw Error(
+        ErrorKind::unavailable,
+        "cache was closed while its feed waited for an update: state=" + session.state.path());
+  }
+  return is_there || !deadline.passed();
+}
+
+bool Changes::Feed::sleep_until_update(const State& state, const Deadline& deadline) const {
+  const StatePosition seen = state.position();
+  if (seen.applied_id != position_id_) return true;
+  while (state.position() == seen) {
     if (deadline.passed()) return false;
-    session.state.wait(seen.applied_id, end.at_most(look_interval));
+    state.wait(seen.applied_id, deadline.at_most(look_interval));
   }
   return true;
 }

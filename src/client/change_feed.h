@@ -56,9 +56,10 @@ class Changes::Feed {
   // Takes the next row of the page. Returns false if there is none.
   bool take_from_page();
   void select_changes();
-  void reset_to(const StateInfo& info, const std::string& why);
-  // Returns false once the time has passed.
+  void reset_to(const StateInfo& info, std::string why);
+  // Return false once the time has passed.
   bool wait_for_update(Session& session, const Deadline& deadline) const;
+  bool sleep_until_update(const State& state, const Deadline& deadline) const;
 
   const std::function<Session&()> session_;
   const Source source_;
