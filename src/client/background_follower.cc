@@ -23,10 +23,13 @@ class FollowProblems {
   void note_failure(const char* message) {
     const std::optional<std::chrono::nanoseconds> lasted = outage_.note_failure();
     if (!lasted) return;
-    session_.report(Event::Kind::not_following,
-                    std::string("cannot follow the log, trying again: log=") + session_.log.name() +
-                        " state=" + session_.state.path() + for_seconds(" for_seconds=", *lasted) +
-                        ": " + message);
+    try {
+      session_.report(Event::Kind::not_following,
+                      std::string("cannot follow the log, trying again: log=") +
+                          session_.log.name() + " state=" + session_.state.path() +
+                          for_seconds(" for_seconds=", *lasted) + ": " + message);
+    } catch (const std::bad_alloc&) {  // the next report is due later
+    }
   }
   void note_success() {
     if (const std::optional<std::chrono::nanoseconds> lasted = outage_.note_success()) {

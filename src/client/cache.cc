@@ -212,12 +212,12 @@ class Cache::Impl {
       context_.store(
           new ProcessContext(*state_, location_, the_log, std::move(log), options_, counters_));
       prepare(opening_deadline_);
+      state_if_open_.store(state_.get(), std::memory_order_release);
+      start_follower();
     } catch (...) {
       shut_down();
       throw;
     }
-    state_if_open_.store(state_.get(), std::memory_order_release);
-    start_follower();
   }
   ~Impl() { shut_down(); }
   Impl(const Impl&) = delete;
@@ -367,8 +367,11 @@ class Cache::Impl {
     if (state_if_open() == nullptr) return;  // reopen() starts it
     try {
       context.follower.start();
-    } catch (const Error& error) {  // the call that created the context goes on
-      context.session.report(Event::Kind::not_following, error.what());
+    } catch (const std::exception& error) {  // the call that created the context goes on
+      try {
+        context.session.report(Event::Kind::not_following, error.what());
+      } catch (const std::bad_alloc&) {
+      }
     }
   }
 
