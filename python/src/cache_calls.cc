@@ -455,6 +455,138 @@ PyObject* cache_start_add(PyObject* object, PyObject* const* arguments, Py_ssize
       });
 }
 
+namespace {
+
+bool read_milliseconds(PyObject* object, std::chrono::milliseconds& time) {
+  const long long milliseconds = PyLong_AsLongLong(object);
+  if (milliseconds == -1 && PyErr_Occurred() != nullptr) return false;
+  time = std::chrono::milliseconds(milliseconds);
+  return true;
+}
+
+// The last four arguments of a call for a lease: holder, clock skew and deadline in milliseconds,
+// and the Completions of an event loop or None.
+struct LeaseArguments {
+  LeaseOptions options;
+  std::shared_ptr<LoopWaker> waker;
+
+  // Returns false with an exception set.
+  bool read(CacheObject& self, PyObject* const* arguments) {
+    Py_ssize_t bytes = 0;
+    const char* const holder = PyUnicode_AsUTF8AndSize(arguments[0], &bytes);
+    if (holder == nullptr) return false;
+    options.holder.assign(holder, static_cast<std::size_t>(bytes));
+    return read_milliseconds(arguments[1], options.clock_skew_max) &&
+           read_deadline(arguments[2], options.deadline) &&
+           waker_of(*self.module, arguments[3], waker);
+  }
+  LeaseOptions with_stop(std::stop_token stop) const {
+    LeaseOptions copy = options;
+    copy.stop = std::move(stop);
+    return copy;
+  }
+};
+
+// Reads a lease as the outcome of a call has it: a tuple of key, token, ttl in milliseconds, nonce
+// and end in nanoseconds.
+bool read_lease(CacheObject& self, PyObject* tuple, Lease& lease) {
+  PyObject* key_object = nullptr;
+  unsigned long long token = 0;
+  unsigned long long nonce = 0;
+  long long ttl = 0;
+  long long end = 0;
+  std::string_view key;
+  if (!PyTuple_Check(tuple)) {
+    PyErr_SetString(PyExc_TypeError, "a lease must be a tuple here");
+    return false;
+  }
+  if (!PyArg_ParseTuple(tuple, "OKLKL", &key_object, &token, &ttl, &nonce, &end) ||
+      !read_key(*self.module, key_object, key))
+    return false;
+  lease = {.key = std::string(key),
+           .token = token,
+           .ttl = std::chrono::milliseconds(ttl),
+           .nonce = nonce,
+           .end = std::chrono::nanoseconds(end)};
+  return true;
+}
+
+}  // namespace
+
+// start_acquire(key, ttl_ms, holder, clock_skew_ms, deadline, completions): the outcome is a tuple,
+// see read_lease(), or None if another holder has the lease.
+PyObject* cache_start_acquire(PyObject* object, PyObject* const* arguments, Py_ssize_t count) {
+  CacheObject& self = cache_of(object);
+  std::string_view key;
+  std::chrono::milliseconds ttl{0};
+  LeaseArguments call;
+  if (!check_count("start_acquire", count, 6) || !read_key(*self.module, arguments[0], key) ||
+      !read_milliseconds(arguments[1], ttl) || !call.read(self, arguments + 2))
+    return nullptr;
+  return start_call(
+      self, call.waker, call.options.deadline,
+      [key = std::string(key), ttl, call](Cache& cache, std::stop_token stop) -> Outcome {
+        std::optional<Lease> lease = cache.acquire(key, ttl, call.with_stop(std::move(stop)));
+        if (!lease) return std::monostate();
+        return std::move(*lease);
+      });
+}
+
+// start_renew(lease, holder, clock_skew_ms, deadline, completions): the outcome is the renewed
+// lease, or None if it is held no more.
+PyObject* cache_start_renew(PyObject* object, PyObject* const* arguments, Py_ssize_t count) {
+  CacheObject& self = cache_of(object);
+  Lease lease;
+  LeaseArguments call;
+  if (!check_count("start_renew", count, 5) || !read_lease(self, arguments[0], lease) ||
+      !call.read(self, arguments + 1))
+    return nullptr;
+  return start_call(self, call.waker, call.options.deadline,
+                    [lease, call](Cache& cache, std::stop_token stop) -> Outcome {
+                      Lease renewed = lease;
+                      if (!cache.renew(renewed, call.with_stop(std::move(stop))))
+                        return std::monostate();
+                      return renewed;
+                    });
+}
+
+// start_release(lease, holder, clock_skew_ms, deadline, completions): the outcome is whether the
+// lease was held.
+PyObject* cache_start_release(PyObject* object, PyObject* const* arguments, Py_ssize_t count) {
+  CacheObject& self = cache_of(object);
+  Lease lease;
+  LeaseArguments call;
+  if (!check_count("start_release", count, 5) || !read_lease(self, arguments[0], lease) ||
+      !call.read(self, arguments + 1))
+    return nullptr;
+  return start_call(self, call.waker, call.options.deadline,
+                    [lease, call](Cache& cache, std::stop_token stop) -> Outcome {
+                      return cache.release(lease, call.with_stop(std::move(stop)));
+                    });
+}
+
+// start_set_log_guards(clear_allowed, erased_keys_max, erased_share_max, note, deadline,
+// completions)
+PyObject* cache_start_set_log_guards(PyObject* object, PyObject* const* arguments,
+                                     Py_ssize_t count) {
+  CacheObject& self = cache_of(object);
+  CallArguments call;
+  LogGuards guards;
+  if (!check_count("start_set_log_guards", count, 6) || !read_call(self, arguments + 3, call))
+    return nullptr;
+  const int clear_allowed = PyObject_IsTrue(arguments[0]);
+  if (clear_allowed < 0) return nullptr;
+  guards.clear_allowed = clear_allowed == 1;
+  if (arguments[1] != Py_None) guards.erased_keys_max = PyLong_AsUnsignedLongLong(arguments[1]);
+  if (PyErr_Occurred() != nullptr) return nullptr;
+  if (arguments[2] != Py_None) guards.erased_share_max = PyFloat_AsDouble(arguments[2]);
+  if (PyErr_Occurred() != nullptr) return nullptr;
+  return start_call(self, call.waker, call.deadline,
+                    [guards, call](Cache& cache, std::stop_token stop) -> Outcome {
+                      return cache.set_log_guards(guards, write_options(call, std::move(stop)));
+                    });
+}
+
 // start_delete_range(begin, end, note, deadline, completions)
 PyObject* cache_start_delete_range(PyObject* object, PyObject* const* arguments, Py_ssize_t count,
                                    PyObject* names) {

@@ -84,6 +84,21 @@ PyObject* cache_digest(PyObject* object, PyObject* /*unused*/) {
       [](const Digest& digest) { return hex_of(to_string(digest)); });
 }
 
+// read_log_guards(): clear_allowed, erased_keys_max and erased_share_max, in a tuple.
+PyObject* cache_read_log_guards(PyObject* object, PyObject* /*unused*/) {
+  return ask(
+      object, [](Cache& cache) { return cache.log_guards(); },
+      [](const LogGuards& guards) -> PyObject* {
+        const Ref keys(guards.erased_keys_max ? PyLong_FromUnsignedLongLong(*guards.erased_keys_max)
+                                              : Ref::borrow(Py_None).release());
+        const Ref share(guards.erased_share_max ? PyFloat_FromDouble(*guards.erased_share_max)
+                                                : Ref::borrow(Py_None).release());
+        if (!keys || !share) return nullptr;
+        return Py_BuildValue("(OOO)", guards.clear_allowed ? Py_True : Py_False, keys.get(),
+                             share.get());
+      });
+}
+
 PyObject* cache_ready(PyObject* object, PyObject* /*unused*/) {
   return ask(
       object, [](Cache& cache) { return cache.ready(); },

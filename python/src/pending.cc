@@ -124,6 +124,8 @@ struct PendingObject {
   std::shared_ptr<PendingState> state;
   PyObject* cache;
   PyObject* waiter;  // what the event loop's side keeps here
+  PyObject*
+      convert;  // makes of the outcome what result() returns; null or None: the outcome itself
 };
 
 PendingObject& pending_of(PyObject* object) { return *reinterpret_cast<PendingObject*>(object); }
@@ -132,6 +134,13 @@ PyObject* object_of(const Outcome& outcome) {
   if (const auto* const id = std::get_if<UpdateId>(&outcome))
     return PyLong_FromUnsignedLongLong(*id);
   if (const auto* const sum = std::get_if<std::int64_t>(&outcome)) return PyLong_FromLongLong(*sum);
+  if (const auto* const yes = std::get_if<bool>(&outcome)) return PyBool_FromLong(*yes);
+  if (const auto* const lease = std::get_if<Lease>(&outcome)) {
+    return Py_BuildValue(
+        "(y#KLKL)", lease->key.data(), static_cast<Py_ssize_t>(lease->key.size()),
+        static_cast<unsigned long long>(lease->token), static_cast<long long>(lease->ttl.count()),
+        static_cast<unsigned long long>(lease->nonce), static_cast<long long>(lease->end.count()));
+  }
   Py_RETURN_NONE;
 }
 
@@ -182,7 +191,10 @@ PyObject* pending_result(PyObject* object, PyObject* const* arguments, Py_ssize_
     if (!done && PyErr_CheckSignals() < 0) return nullptr;
   }
   try {
-    return object_of(state->outcome());
+    Ref outcome(object_of(state->outcome()));
+    const Ref convert = Ref::borrow(self.convert);
+    if (!outcome || !convert || convert.get() == Py_None) return outcome.release();
+    return PyObject_CallOneArg(convert.get(), outcome.get());
   } catch (...) {
     return set_current_error(*self.module);
   }
@@ -199,6 +211,7 @@ int pending_traverse(PyObject* object, visitproc visit, void* arg) {
   Py_VISIT(Py_TYPE(object));
   Py_VISIT(self.cache);
   Py_VISIT(self.waiter);
+  Py_VISIT(self.convert);
   return 0;
 }
 
@@ -206,6 +219,7 @@ int pending_clear(PyObject* object) {
   PendingObject& self = pending_of(object);
   Py_CLEAR(self.cache);
   Py_CLEAR(self.waiter);
+  Py_CLEAR(self.convert);
   return 0;
 }
 
@@ -233,6 +247,8 @@ PyMethodDef pending_methods[] = {
 
 PyMemberDef pending_members[] = {
     {"waiter", T_OBJECT, offsetof(PendingObject, waiter), 0, "The future that waits for it."},
+    {"convert", T_OBJECT, offsetof(PendingObject, convert), 0,
+     "What makes the result of the outcome, or None."},
     {nullptr, 0, 0, 0, nullptr}};
 
 PyType_Slot pending_slots[] = {

@@ -5,6 +5,8 @@
 #include "client/write_queue.h"
 #include "module.h"
 
+#include <whycache/lease.h>
+
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -45,8 +47,8 @@ class LoopWaker : public WriteWaker {
   bool abandoned_ = false;
 };
 
-// None, an update id, or a sum.
-using Outcome = std::variant<std::monostate, UpdateId, std::int64_t>;
+// None, an update id, a sum, yes or no, or a lease.
+using Outcome = std::variant<std::monostate, UpdateId, std::int64_t, bool, Lease>;
 
 class PendingState : public WriteCompletion, public std::enable_shared_from_this<PendingState> {
  public:

@@ -3,6 +3,8 @@
 
 #include <structmember.h>
 
+#include "client/lease_record.h"
+
 namespace whycache::python {
 
 // Exports the bytes of one value. A memoryview of it keeps it alive, and it keeps the bytes where
@@ -248,6 +250,27 @@ PyObject* view_enter(PyObject* object, PyObject* /*unused*/) {
   return Ref::borrow(object).release();
 }
 
+// holds(key, token, nonce): whether the value of the key is this lease.
+PyObject* view_holds(PyObject* object, PyObject* const* arguments, Py_ssize_t count) {
+  ViewObject& self = view_of(object);
+  std::string_view key;
+  if (count != 3) return PyErr_Format(PyExc_TypeError, "holds() takes 3 arguments");
+  if (!read_key(*self.module, arguments[0], key)) return nullptr;
+  Lease lease;
+  lease.token = PyLong_AsUnsignedLongLong(arguments[1]);
+  if (PyErr_Occurred() != nullptr) return nullptr;
+  lease.nonce = PyLong_AsUnsignedLongLong(arguments[2]);
+  const View* const view = PyErr_Occurred() != nullptr ? nullptr : open_view(self);
+  if (view == nullptr) return nullptr;
+  try {
+    const std::optional<std::string_view> value = view->get(key);
+    const std::optional<LeaseRecord> record = value ? decode_lease(*value) : std::nullopt;
+    return PyBool_FromLong(record && record->is_of(lease));
+  } catch (...) {
+    return set_current_error(*self.module);
+  }
+}
+
 PyObject* view_close(PyObject* object, PyObject* /*unused*/) {
   end_view(view_of(object));
   Py_RETURN_NONE;
@@ -307,6 +330,7 @@ PyMethodDef view_methods[] = {
     {"items", method(view_range<RangeKind::items>), METH_FASTCALL | METH_KEYWORDS,
      "items($self, *, prefix=None, start=None, stop=None, reverse=False)\n--\n\n"
      "Returns pairs of key and value in key order."},
+    {"holds", method(view_holds), METH_FASTCALL, nullptr},
     {"digest", view_digest, METH_NOARGS, "digest($self)\n--\n\nReturns the digest of the items."},
     {"close", view_close, METH_NOARGS,
      "close($self)\n--\n\n"

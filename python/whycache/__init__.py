@@ -16,6 +16,7 @@ from collections.abc import Mapping as _Mapping
 
 from whycache._blocking import Cache
 from whycache._changes import Changes, FeedChange
+from whycache._lease import Lease, LogGuards
 from whycache._log import AppendResult, Extent, Log, call_time_left
 from whycache._memo import Memo, MemoCounters
 from whycache._operations import (
@@ -60,8 +61,10 @@ __all__ = [
     "FeedChange",
     "FreshValue",
     "InvalidError",
+    "Lease",
     "LimitError",
     "Log",
+    "LogGuards",
     "Memo",
     "MemoCounters",
     "RefusedError",

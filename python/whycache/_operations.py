@@ -15,6 +15,7 @@ import weakref
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from whycache import _whycache
+from whycache._lease import Lease, LogGuards, fields_of, lease_of
 from whycache._log import Adapter, Log
 from whycache._memo import Memo
 
@@ -80,11 +81,13 @@ class TransactResult(NamedTuple, Generic[_T]):
 
 
 def _milliseconds(deadline: Any) -> int | None:
-    if deadline is None:
-        return None
-    seconds = _seconds(deadline)
+    return None if deadline is None else _milliseconds_of("deadline", deadline)
+
+
+def _milliseconds_of(name: str, time_span: Any) -> int:
+    seconds = _seconds(time_span)
     if seconds < 0:
-        raise ValueError(f"deadline is negative: {deadline}")
+        raise ValueError(f"{name} is negative: {time_span}")
     return math.ceil(min(seconds, 1e12) * 1000)  # rounded up: 0 would not wait at all
 
 
@@ -233,6 +236,17 @@ class Transaction:
             raise _whycache.InvalidError(f"value is not an integer: key={key!r}") from None
         self.set(key, total if type(value) is int else b"%d" % total)
         return total
+
+    def holds(self, lease: Lease) -> bool:
+        """Returns whether the lease is held, expired or not; see acquire().
+
+        The transaction then commits only if no other holder has taken it. Reads the lease's key.
+        """
+        key, token, _, nonce, _ = fields_of(lease)
+        if key in self._written:
+            return False
+        self._keys.add(key)
+        return self._view.holds(key, token, nonce)
 
     def _check_key(self, key: bytes) -> None:
         key in self._view  # noqa: B015 - raises for what is not a key
@@ -504,6 +518,71 @@ class Operations(_whycache.BaseCache):
                 batch, batch_bytes = [], 0
             if item is _UNSET:
                 return self.applied_id() if update_id is None else update_id
+
+    # --- Leases and guards ---
+
+    def acquire(self, key: bytes, ttl: Any, *, holder: str = "", clock_skew_max: Any = 5.0,
+                deadline: Any = None) -> Any:
+        """Acquires the lease of a key for `ttl` seconds. Returns a Lease, or None if it is taken.
+
+        No other call, of this process or any other, gets it before it is released or has expired.
+        Another holder takes an expired one only `clock_skew_max` after its end: so far the wall
+        clocks of two machines may differ. Pass the same to every call for a key.
+
+        A holder must stop when `lease.remaining()` is 0, which no clock can promise: a process may
+        be stopped at any time. Let the store that is written compare `lease.token`, which grows
+        with each lease of the key, or write by a transaction that calls `holds(lease)`.
+
+        holder: stored with the lease for people to read; by default the name of this writer.
+
+        Raises InvalidError if the key has a value that is not a lease, or ttl is not between a
+        millisecond and a year. After UncertainError the lease may be taken until it expires.
+        """
+        pending = self.start_acquire(
+            key, _milliseconds_of("ttl", ttl), holder,
+            _milliseconds_of("clock_skew_max", clock_skew_max), _milliseconds(deadline),
+            self._completions())
+        pending.convert = lease_of
+        return self._finish(pending)
+
+    def renew(self, lease: Lease, *, holder: str = "", clock_skew_max: Any = 5.0,
+              deadline: Any = None) -> Any:
+        """Begins the time of a lease again. Returns whether it was still held.
+
+        Returns False, and changes nothing, if it was released, or taken by another holder after it
+        had expired.
+        """
+        pending = self.start_renew(
+            fields_of(lease), holder, _milliseconds_of("clock_skew_max", clock_skew_max),
+            _milliseconds(deadline), self._completions())
+        pending.convert = lease._note_renewal
+        return self._finish(pending)
+
+    def release(self, lease: Lease, *, deadline: Any = None) -> Any:
+        """Deletes the key of a lease if it still has this lease. Returns whether it had."""
+        return self._finish(self.start_release(fields_of(lease), "", 0, _milliseconds(deadline),
+                                               self._completions()))
+
+    def log_guards(self) -> LogGuards:
+        """Returns the guards of the log as of the applied id.
+
+        Raises RefusedError if a newer version has set guards that this one does not know.
+        """
+        return LogGuards(*self.read_log_guards())
+
+    def set_log_guards(self, guards: LogGuards, *, note: str | None = None,
+                       deadline: Any = None) -> Any:
+        """Replaces the guards of the log, which every write of every machine obeys.
+
+        Returns the id of the update, or of the state that had them already. `LogGuards()` means
+        none. A write that violates a guard raises RefusedError. Unlike these, `erased_keys_max`
+        and `erased_share_max` of the constructor guard the writes of one cache.
+        """
+        clear_allowed, keys_max, share_max = guards
+        return self._finish(self.start_set_log_guards(
+            clear_allowed,
+            None if keys_max is None else _bytes_max("erased_keys_max", keys_max, 64), share_max,
+            note, _milliseconds(deadline), self._completions()))
 
     # --- The log ---
 
