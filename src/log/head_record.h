@@ -1,12 +1,12 @@
-// The items by which the processes of a fleet share the head of a log in memcached: the head record
-// and the poll lease. Protocol: log/memcached_tier.h.
+// The items by which the processes of a fleet share the head of a log in a tier: the head record
+// and the poll lease. Protocol: log/tiered_log.h.
 //
 // Head record, 48 bytes, little-endian:
 //
 //   0   record_id          random and not 0: differs in every record
 //   8   head               the greatest id in the log, when the log was polled
 //   16  head_chain         head_chain_of() the update there; the base chain if the base ends there
-//   24  lease_id           of the poll lease that was in memcached before that poll; 0: unknown
+//   24  lease_id           of the poll lease that was in the tier before that poll; 0: unknown
 //   32  publish_delay_ns   from the beginning of that poll until the record was sent; signed
 //   40  hash               hash64() of the 40 bytes before
 //

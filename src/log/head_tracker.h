@@ -1,4 +1,4 @@
-// Decides which head records in memcached one process may trust. Protocol: log/memcached_tier.h.
+// Decides which head records in the tier one process may trust. Protocol: log/tiered_log.h.
 //
 // HeadTracker does no I/O, reads no clock and draws no random numbers: its caller does. Times are
 // those of boot_time_ns(); 0 means never. One thread at a time may use a tracker.
@@ -30,13 +30,13 @@ enum class HeadVerdict {
   poll_log,       // Only the log can explain it.
 };
 
-// A poll of the log by this process, from before it contacted memcached.
+// A poll of the log by this process, from before it contacted the tier.
 struct OwnPoll {
-  std::int64_t prepared_at_ns = 0;  // before memcached was contacted
+  std::int64_t prepared_at_ns = 0;  // before the tier was contacted
   std::int64_t began_at_ns = 0;     // after that, before the log was read
   // The poll lease that this process stored for this poll alone; 0: none.
   std::uint64_t lease_id = 0;
-  // The record that was in memcached at prepared_at_ns; nullopt: none, or one of another log.
+  // The record that was in the tier at prepared_at_ns; nullopt: none, or one of another log.
   std::optional<std::uint64_t> record_id;
 };
 
@@ -48,7 +48,7 @@ struct OwnPoll {
 //                              also by an append, a used record  whether the log ends at its base
 //   own_poll_at_ns_            own poll: when it began; 0 after  by must_poll_log(); to find out
 //                              a rewrite, or by another uuid     whether a record postdates it
-//   own_poll_prepared_at_ns_   own poll: before memcached        the same
+//   own_poll_prepared_at_ns_   own poll: before the tier         the same
 //   own_poll_lease_id_         own poll: its lease, if its own   the same
 //   own_poll_head_             own poll; raised by an append     a record beyond it has to postdate
 //                                                                the own poll
@@ -69,7 +69,7 @@ class HeadTracker {
 
   // The extent as the log last returned it. Its head may have been raised since.
   const Extent& known_extent() const { return known_extent_; }
-  // No answer from memcached is older, whatever the caller allows.
+  // No answer from the tier is older, whatever the caller allows.
   std::chrono::nanoseconds served_staleness_max() const { return served_staleness_max_; }
 
   // --- What the log returned. ---
@@ -87,13 +87,13 @@ class HeadTracker {
   // log has returned one there, must_poll_log() is true, but no longer than served_staleness_max().
   void invalidate_from(UpdateId id, std::int64_t now_ns);
 
-  // --- What memcached returned. ---
+  // --- What the tier returned. ---
 
-  // Whether memcached cannot answer this poll, whatever it holds.
+  // Whether the tier cannot answer this poll, whatever it holds.
   bool must_poll_log(UpdateId first, std::chrono::nanoseconds staleness_max,
                      std::int64_t now_ns) const;
   // Returns the earliest time at which the log may have been polled for this record, 0 if that is
-  // unknown. `lease`: the poll lease that is in memcached at `now_ns`.
+  // unknown. `lease`: the poll lease that is in the tier at `now_ns`.
   std::int64_t earliest_poll_at_ns(const HeadRecord& record, const std::optional<PollLease>& lease,
                                    std::int64_t now_ns) const;
   // Judges a record (record_id is not 0) for a caller that wants the updates from `first` on.
@@ -101,7 +101,7 @@ class HeadTracker {
                     std::int64_t earliest_poll_at_ns) const;
   // The least id after the head of our own poll: what an unproven record has beyond our knowledge.
   UpdateId first_unproven_id() const { return own_poll_head_ + 1; }
-  // Records that `record` was in memcached at `now_ns`.
+  // Records that `record` was in the tier at `now_ns`.
   void record_seen(const HeadRecord& record, std::int64_t now_ns);
   // The same for a record whose updates are handed out.
   void record_used(const HeadRecord& record, std::int64_t earliest_poll_at_ns, std::int64_t now_ns);
@@ -109,7 +109,7 @@ class HeadTracker {
   // new" is an answer. Not for first = 1 while nothing is confirmed: that update is not confirmed
   // either.
   bool has_nothing_new_after(UpdateId first) const;
-  // Returns how old an answer from memcached is, nullopt if that is older than allowed.
+  // Returns how old an answer from the tier is, nullopt if that is older than allowed.
   std::optional<std::chrono::nanoseconds> staleness(std::chrono::nanoseconds staleness_max,
                                                     std::int64_t now_ns) const;
 
@@ -138,7 +138,7 @@ class HeadTracker {
   std::int64_t confirmed_at_ns_ = 0;
   UpdateId confirmed_head_ = 0;
 
-  // This record was in memcached at last_record_at_ns_.
+  // This record was in the tier at last_record_at_ns_.
   std::uint64_t last_record_id_ = 0;
   std::int64_t last_record_at_ns_ = 0;
 };

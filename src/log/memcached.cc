@@ -2,8 +2,6 @@
 
 #include <libmemcached/memcached.h>
 
-#include <algorithm>
-#include <charconv>
 #include <new>
 #include <unordered_map>
 #include <utility>
@@ -16,6 +14,7 @@
 namespace whycache {
 namespace {
 
+constexpr std::uint16_t default_port = 11211;
 // How long all servers are unavailable after a failure.
 constexpr std::chrono::milliseconds retry_delay{2'000};
 
@@ -23,28 +22,6 @@ Error invalid_server_error(std::size_t number) {
   return Error(ErrorKind::invalid,
                "option memcached has an invalid server: number=" + std::to_string(number) +
                    " (write host:port, [address]:port or /path/of/socket, with commas between)");
-}
-
-MemcachedServer parse_server(std::string_view text, std::size_t number) {
-  MemcachedServer server;
-  if (text.starts_with('/')) {
-    server.socket = text;
-    return server;
-  }
-  const bool in_brackets = text.starts_with('[');
-  const std::size_t host_end = text.find(in_brackets ? ']' : ':');
-  if (in_brackets && host_end == std::string_view::npos) throw invalid_server_error(number);
-  server.host = text.substr(in_brackets ? 1 : 0, in_brackets ? host_end - 1 : host_end);
-  if (server.host.empty()) throw invalid_server_error(number);
-  std::string_view rest = text.substr(std::min(text.size(), host_end + (in_brackets ? 1 : 0)));
-  if (host_end == std::string_view::npos || rest.empty()) return server;
-  const auto [end, error] =
-      std::from_chars(rest.data() + 1, rest.data() + rest.size(), server.port);
-  if (rest[0] != ':' || error != std::errc() || end != rest.data() + rest.size() ||
-      server.port == 0) {
-    throw invalid_server_error(number);
-  }
-  return server;
 }
 
 // The answers to one get, one after another.
@@ -107,7 +84,9 @@ std::vector<MemcachedServer> parse_memcached_servers(std::string_view text) {
   std::vector<MemcachedServer> servers;
   for (;;) {
     const std::size_t comma = text.find(',');
-    servers.push_back(parse_server(text.substr(0, comma), servers.size() + 1));
+    const auto server = parse_server_address(text.substr(0, comma), default_port);
+    if (!server) throw invalid_server_error(servers.size() + 1);
+    servers.push_back(*server);
     if (comma == std::string_view::npos) return servers;
     text.remove_prefix(comma + 1);
   }

@@ -22,17 +22,13 @@
 
 #include "base/clock.h"
 #include "base/worker.h"
+#include "log/server_address.h"
 
 struct memcached_st;
 
 namespace whycache {
 
-// The address of one server: host and port, or a unix socket.
-struct MemcachedServer {
-  std::string host;
-  std::uint16_t port = 11211;
-  std::string socket;
-};
+using MemcachedServer = ServerAddress;
 
 // Parses "10.0.0.5:11211,[::1],/run/memcached.sock". Throws Error(invalid).
 std::vector<MemcachedServer> parse_memcached_servers(std::string_view text);

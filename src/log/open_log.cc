@@ -13,8 +13,9 @@
 #include "log/file_log.h"
 #include "log/log_name.h"
 #include "log/memory_log.h"
+#include "log/tiered_log.h"
 #if WHYCACHE_WITH_MEMCACHED
-#include "log/memcached_tier.h"
+#include "log/memcached_store.h"
 #endif
 #if WHYCACHE_WITH_MYSQL
 #include "log/mysql_log.h"
@@ -28,8 +29,6 @@
 
 namespace whycache {
 namespace {
-
-constexpr std::string_view tier_prefix = "memcached+";
 
 // Takes an option that is a number from 1 to `max`. Throws Error(invalid).
 int take_number(Url& url, const std::string& name, int default_value, int max) {
@@ -158,32 +157,55 @@ LogOpener parse_postgres_log([[maybe_unused]] Url& url,
 
 LogOpener parse_underlying_log(Url& url, std::chrono::milliseconds deadline);
 
+// Takes the options that all tiers have.
+TierOptions take_tier_options(Url& url, const std::string& timeout_option) {
+  TierOptions options;
+  options.confirm_interval = std::chrono::seconds(take_number(url, "confirm_s", 2, 3'600));
+  options.own_poll_interval = std::chrono::seconds(take_number(url, "ask_s", 3'600, 86'400));
+  options.timeout = std::chrono::milliseconds(take_number(url, timeout_option, 100, 10'000));
+  return options;
+}
+
+// Returns the opener of the log that `url` names, with a tier in front of it.
+LogOpener opener_behind(MakeTierStore make_tier, const TierOptions& options, Url& url,
+                        std::chrono::milliseconds deadline) {
+  return [make_tier = std::move(make_tier), options,
+          open = parse_underlying_log(url, deadline)](IfMissing if_missing) {
+    return std::make_unique<TieredLog>(open(if_missing), make_tier, options);
+  };
+}
+
 // `url` is that of the log behind memcached, with the options of both.
-LogOpener parse_tier([[maybe_unused]] Url& url,
-                     [[maybe_unused]] std::chrono::milliseconds deadline) {
+LogOpener parse_memcached_tier([[maybe_unused]] Url& url,
+                               [[maybe_unused]] std::chrono::milliseconds deadline) {
 #if WHYCACHE_WITH_MEMCACHED
-  MemcachedTierOptions options;
-  const std::optional<std::string> servers = url.take_option("memcached");
-  if (!servers) {
+  const std::optional<std::string> option = url.take_option("memcached");
+  if (!option) {
     throw Error(ErrorKind::invalid,
                 "log url does not say where memcached is (option memcached=host:port, several with "
                 "commas between, or the path of a socket)");
   }
-  options.servers = parse_memcached_servers(*servers);
-  options.confirm_interval = std::chrono::seconds(take_number(url, "confirm_s", 2, 3'600));
-  options.own_poll_interval = std::chrono::seconds(take_number(url, "ask_s", 3'600, 86'400));
-  options.timeout =
-      std::chrono::milliseconds(take_number(url, "memcached_timeout_ms", 100, 10'000));
-  return [options = std::move(options),
-          open = parse_underlying_log(url, deadline)](IfMissing if_missing) {
-    return std::make_unique<MemcachedTier>(open(if_missing), options);
-  };
+  const TierOptions options = take_tier_options(url, "memcached_timeout_ms");
+  return opener_behind(
+      [servers = parse_memcached_servers(*option), timeout = options.timeout] {
+        return std::make_unique<MemcachedStore>(servers, timeout);
+      },
+      options, url, deadline);
 #else
   throw Error(ErrorKind::invalid,
               "whycache was built without memcached (install libmemcached with its development "
               "files, in Debian libmemcached-dev, and build it again)");
 #endif
 }
+
+struct Tier {
+  std::string_view prefix;
+  LogOpener (*parse)(Url& url, std::chrono::milliseconds deadline);
+};
+
+constexpr Tier tiers[] = {
+    {"memcached+", parse_memcached_tier},
+};
 
 struct Scheme {
   std::string_view name;
@@ -225,9 +247,12 @@ std::unique_ptr<Log> open_log(std::string_view text, std::chrono::milliseconds d
 LogOpener parse_log_url(std::string_view text, std::chrono::milliseconds deadline) {
   deadline = std::clamp(deadline, std::chrono::milliseconds(1), deadline_max);
   Url url(text);
-  if (!url.scheme().starts_with(tier_prefix)) return parse_underlying_log(url, deadline);
-  Url underlying(text.substr(tier_prefix.size()));
-  return parse_tier(underlying, deadline);
+  for (const Tier& tier : tiers) {
+    if (!url.scheme().starts_with(tier.prefix)) continue;
+    Url underlying(text.substr(tier.prefix.size()));
+    return tier.parse(underlying, deadline);
+  }
+  return parse_underlying_log(url, deadline);
 }
 
 }  // namespace whycache

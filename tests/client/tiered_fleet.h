@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "client/fleet.h"
-#include "log/memcached_tier.h"
+#include "log/tiered_log.h"
 #include "log/tiered_store.h"
 
 namespace whycache::testing {
@@ -48,7 +48,7 @@ class TieredFleet {
     machine.log_calls = std::make_unique<std::atomic<std::uint64_t>>(0);
     std::unique_ptr<Log> log =
         std::make_unique<CountingLog>(open_log(fleet_.url()), *machine.log_calls);
-    if (tiered) log = std::make_unique<MemcachedTier>(std::move(log), options());
+    if (tiered) log = std::make_unique<TieredLog>(std::move(log), make_tier(), options());
     Options with_listener = fleet_.options(name);
     with_listener.on_event = events_.listener();
     machine.cache = std::make_unique<Cache>(std::move(log), with_listener);
@@ -60,12 +60,14 @@ class TieredFleet {
     return machines;
   }
 
-  MemcachedTierOptions options() const {
+  MakeTierStore make_tier() const {
     std::string addresses;
     for (const auto& server : servers_)
       addresses += (addresses.empty() ? "" : ",") + server->address();
-    MemcachedTierOptions options;
-    options.servers = parse_memcached_servers(addresses);
+    return memcached_tier(addresses, timeout_);
+  }
+  TierOptions options() const {
+    TierOptions options;
     options.confirm_interval = confirm_;
     options.own_poll_interval = ask_;
     options.timeout = timeout_;

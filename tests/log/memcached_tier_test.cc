@@ -133,9 +133,9 @@ class InterceptedReadLog final : public testing::ForwardingLog {
 TEST(MemcachedTier, slow_poll_does_not_overwrite_newer_head_record) {
   FileStore store;
   auto& server = testing::MemcachedServer::shared();
-  MemcachedTier writer(store.open(), tier_options(server));
+  TieredLog writer(store.open(), memcached_tier(server.address()), tier_options());
   auto slow = std::make_shared<InterceptedReadLog>(store.open());
-  MemcachedTier stale(slow, tier_options(server));
+  TieredLog stale(slow, memcached_tier(server.address()), tier_options());
   const std::string head = tiered_item_prefix(writer.extent(), writer.name()) + "head";
   ASSERT_EQ(writer.append(1, "one"), Log::Appended::yes);
 
@@ -160,9 +160,9 @@ TEST(MemcachedTier, slow_poll_does_not_overwrite_newer_head_record) {
 TEST(MemcachedTier, evicted_head_record_is_not_lowered) {
   FileStore store;
   auto& server = testing::MemcachedServer::shared();
-  MemcachedTier writer(store.open(), tier_options(server));
+  TieredLog writer(store.open(), memcached_tier(server.address()), tier_options());
   auto slow = std::make_shared<InterceptedReadLog>(store.open());
-  MemcachedTier stale(slow, tier_options(server));
+  TieredLog stale(slow, memcached_tier(server.address()), tier_options());
   ASSERT_EQ(writer.append(1, "one"), Log::Appended::yes);
   slow->after_read = [&] {
     testing::MemcachedClient(server).flush_all();
@@ -170,7 +170,7 @@ TEST(MemcachedTier, evicted_head_record_is_not_lowered) {
   };
   const auto pass = [](UpdateId, std::string_view) { return true; };
   stale.poll(1, std::chrono::nanoseconds(0), pass);
-  MemcachedTier other(store.open(), tier_options(server));
+  TieredLog other(store.open(), memcached_tier(server.address()), tier_options());
   other.poll(1, std::nullopt, pass);
   EXPECT_EQ(other.poll(1, std::nullopt, pass).extent.head, 2U);
 }
@@ -178,9 +178,9 @@ TEST(MemcachedTier, evicted_head_record_is_not_lowered) {
 TEST(MemcachedTier, invalid_head_record_confirms_nothing) {
   FileStore store;
   auto& server = testing::MemcachedServer::shared();
-  MemcachedTierOptions options = tier_options(server);
+  TierOptions options = tier_options();
   options.confirm_interval = std::chrono::hours(1);
-  MemcachedTier follower(store.open(), options);
+  TieredLog follower(store.open(), memcached_tier(server.address()), options);
   const auto pass = [](UpdateId, std::string_view) { return true; };
   EXPECT_EQ(follower.poll(1, std::nullopt, pass).extent.head, 0U);
   EXPECT_EQ(follower.poll(1, std::nullopt, pass).extent.head, 0U);
@@ -197,9 +197,9 @@ TEST(MemcachedTier, invalid_head_record_confirms_nothing) {
 TEST(MemcachedTier, calls_of_the_log_do_not_wait_for_requests_of_other_threads) {
   FileStore store;
   testing::MemcachedServer server;
-  MemcachedTierOptions options = tier_options(server);
+  TierOptions options = tier_options();
   options.timeout = milliseconds(3000);
-  MemcachedTier tier(store.open(), options);
+  TieredLog tier(store.open(), memcached_tier(server.address(), options.timeout), options);
   const auto pass = [](UpdateId, std::string_view) { return true; };
   tier.poll(1, std::nullopt, pass);
   server.pause();

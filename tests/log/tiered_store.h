@@ -12,8 +12,9 @@
 #include <utility>
 
 #include "log/forwarding_log.h"
-#include "log/memcached_tier.h"
+#include "log/memcached_store.h"
 #include "log/stores.h"
+#include "log/tiered_log.h"
 #include "support/memcached_server.h"
 
 namespace whycache {
@@ -60,11 +61,17 @@ class PollingLog final : public testing::ForwardingLog {
   std::unique_ptr<Log> reopen() override { return std::make_unique<PollingLog>(target().reopen()); }
 };
 
-inline MemcachedTierOptions tier_options(const testing::MemcachedServer& server) {
-  MemcachedTierOptions options;
-  options.servers = parse_memcached_servers(server.address());
+inline TierOptions tier_options() {
+  TierOptions options;
   options.timeout = std::chrono::seconds(2);  // long enough on a busy machine
   return options;
+}
+
+inline MakeTierStore memcached_tier(const std::string& addresses,
+                                    std::chrono::milliseconds timeout = tier_options().timeout) {
+  return [servers = parse_memcached_servers(addresses), timeout] {
+    return std::make_unique<MemcachedStore>(servers, timeout);
+  };
 }
 
 enum class ReadMethod { reading, polling };
@@ -94,7 +101,8 @@ class TieredStore final : public LogStore {
 
  private:
   std::unique_ptr<Log> with_tier(std::unique_ptr<Log> log) const {
-    auto tier = std::make_unique<MemcachedTier>(std::move(log), tier_options(server_));
+    auto tier = std::make_unique<TieredLog>(std::move(log), memcached_tier(server_.address()),
+                                            tier_options());
     if (read_method_ == ReadMethod::reading) return tier;
     return std::make_unique<PollingLog>(std::move(tier));
   }

@@ -1,50 +1,45 @@
-// memcached in front of a log, for fleets: followers read new updates from memcached, and one of
-// them polls the log every few seconds for all. Reasons, and what was rejected:
-// docs/decisions/memcached-tier.md.
+// A cheaper store in front of a log, the tier, for fleets: followers read new updates from it, and
+// one of them polls the log every few seconds for all. Reasons, and what was rejected:
+// docs/decisions/memcached-tier.md. What the tier keeps: log/tier_store.h.
 //
-//   PREFIX u:ID      the bytes of update ID; with flag 1, empty: it is too large
-//   PREFIX head      the head record (log/head_record.h)
-//   PREFIX ask       the poll lease: the process that adds it polls the log, no other does
-//   PREFIX fill:ID   a lease: the process that adds it fetches update ID from the log
+// The prefix of what it keeps, whycache2:UUID:STORE:, differs for a copy of the log: the copy has
+// the same uuid, and its first own update continues the same history.
 //
-// The prefix, whycache2:UUID:STORE: without spaces, differs for a copy of the log: the copy has the
-// same uuid, and its first own update continues the same history.
-//
-// Only poll() reads updates from memcached. All other calls use the log directly. append() also
-// puts its update into memcached once the log has it, and then a head record.
+// Only poll() reads updates from the tier. All other calls use the log directly. append() also
+// publishes its update once the log has it, and then a head record.
 //
 // Publishing. A head record claims: the log was polled, and its head was this id, with this chain;
 // publish_delay_ns later the record was sent. It replaces only the record that the process found
-// before it polled the log (memcached's compare-and-swap). Records therefore follow each other in
+// before it polled the log (compare-and-swap). Records therefore follow each other in
 // the order in which the log was polled. If another record is there instead, the process tries
 // again for 5 seconds. Then it replaces a record whose head is lower than its own, but not one that
 // is lower than the record it had found: that may report a restored log. A process that was
 // suspended can thus replace a newer record only within 5 seconds, and its record says how old it
 // is.
 //
-// Waiting. wait() sleeps, as that of any log that does not notify: polling memcached is cheap. To
-// be woken by the log, each follower would need a connection to its server.
+// Waiting. wait() asks the tier, and sleeps if the tier wakes no process: polling it is cheap. A
+// log that wakes its followers would need a connection for each of them.
 //
 // Following. poll() hands out nothing beyond the head record, and only if the last update it hands
 // out has the record's chain. The caller verifies that the updates continue its own. Together this
 // proves that the caller then has what the log had when it was polled. Wrong updates are found
-// before they are applied, whatever memcached holds; only a wrong head record could mislead.
+// before they are applied, whatever the tier holds; only a wrong head record could mislead.
 // Therefore the log is polled
 //   - by one process of all every confirm_s, which publishes a new record,
 //   - by every process that finds a new record below its own head, or one that names another update
-//     there: either the log was restored, or memcached is wrong,
+//     there: either the log was restored, or the tier is wrong,
 //   - by every process whose last usable record is older than the caller of poll() allows, or than
 //     HeadTracker::served_staleness_max(),
-//   - by every process after ask_s, whatever memcached holds.
-// memcached may have kept a record through a restore of the log. Therefore a record takes a process
+//   - by every process after ask_s, whatever the tier holds.
+// The tier may have kept a record through a restore of the log. Therefore a record takes a process
 // beyond its own poll of the log only if it must have been published after that poll began.
 // Otherwise one process of all polls the log. A record that was published more than a second after
 // its poll has to prove that this poll was later than our own.
 //
 // Staleness. Clocks of different machines are never compared. A record that was not there when this
-// process read memcached last was published since: the log was polled after that time, less
-// publish_delay_ns. The record's poll lease was stored before the log was polled: if memcached
-// still has the lease, the poll is no older than the lease lasts.
+// process read the tier last was published since: the log was polled after that time, less
+// publish_delay_ns. The record's poll lease was stored before the log was polled: if the tier still
+// has the lease, the poll is no older than the lease lasts.
 #pragma once
 
 #include <chrono>
@@ -60,26 +55,25 @@
 #include "base/mutex.h"
 #include "log/head_record.h"
 #include "log/head_tracker.h"
-#include "log/memcached.h"
+#include "log/tier_store.h"
 
 namespace whycache {
 
-struct MemcachedTierOptions {
-  std::vector<MemcachedServer> servers;
+struct TierOptions {
   // How often one process of all polls the log.
   std::chrono::seconds confirm_interval{2};
-  // How long a process trusts memcached without polling the log itself.
+  // How long a process trusts the tier without polling the log itself.
   std::chrono::seconds own_poll_interval{3600};
-  // How long a request to memcached may take.
+  // How long a request to the tier may take.
   std::chrono::milliseconds timeout{100};
 };
 
-// Returns what the keys of a log in memcached begin with.
+// Returns what the keys of a log in a tier begin with.
 std::string tiered_item_prefix(const Extent& extent, const std::string& log_name);
 
-class MemcachedTier final : public Log {
+class TieredLog final : public Log {
  public:
-  MemcachedTier(std::shared_ptr<Log> log, MemcachedTierOptions options);
+  TieredLog(std::shared_ptr<Log> log, MakeTierStore make_tier, TierOptions options);
 
   // The name of the log behind the tier: both are the same log.
   std::string name() const override { return log_->name(); }
@@ -88,6 +82,8 @@ class MemcachedTier final : public Log {
   Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override;
   PollResult poll(UpdateId first, std::optional<std::chrono::nanoseconds> staleness_max,
                   const VisitUpdate& visit) override;
+  bool wait(UpdateId after, std::chrono::nanoseconds at_most) override;
+  bool notifies() const noexcept override { return tier_->notifies(); }
   void read_base(const VisitPart& visit) override { log_->read_base(visit); }
   bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override;
   void check_may_rewrite() override { log_->check_may_rewrite(); }
@@ -100,10 +96,10 @@ class MemcachedTier final : public Log {
     UpdateId id = 0;
     std::string bytes;
   };
-  // A head record as it was found in memcached.
+  // A head record as it was found in the tier.
   struct FoundHeadRecord {
     HeadRecord record;
-    std::uint64_t cas_version = 0;
+    TierStore::StoredHead stored;
   };
   struct CachedAnswer {
     PollResult result;
@@ -131,8 +127,7 @@ class MemcachedTier final : public Log {
   };
 
   Deadline call_deadline() const;
-  std::string item_key(const std::string& what) const WHYCACHE_REQUIRES(mutex_);
-  std::string update_key(UpdateId id) const WHYCACHE_REQUIRES(mutex_);
+  std::string item_prefix() const WHYCACHE_REQUIRES(mutex_);
   PollLease poll_lease(std::uint64_t lease_id) const;
 
   // Polls the log to its end, and publishes what it returned. `is_repeated`: the caller may do so
@@ -149,7 +144,7 @@ class MemcachedTier final : public Log {
   void record_outcomes() WHYCACHE_REQUIRES(mutex_) WHYCACHE_EXCLUDES(outcomes_mutex_);
 
   // Returns nullopt if the log has to be polled.
-  std::optional<CachedAnswer> poll_memcached(UpdateId first, std::chrono::nanoseconds staleness_max)
+  std::optional<CachedAnswer> poll_tier(UpdateId first, std::chrono::nanoseconds staleness_max)
       WHYCACHE_REQUIRES(mutex_);
   bool try_take_poll_lease() WHYCACHE_REQUIRES(mutex_);
   HeadVerdict use_head_record(const HeadRecord& record, const std::optional<PollLease>& lease,
@@ -161,20 +156,21 @@ class MemcachedTier final : public Log {
   std::optional<CachedUpdate> fetch_update(UpdateId id) WHYCACHE_REQUIRES(mutex_);
   std::optional<FoundHeadRecord> fetch_head_record() WHYCACHE_REQUIRES(mutex_);
 
-  void publish_update(UpdateId id, std::string_view bytes) WHYCACHE_REQUIRES(mutex_);
-  // Publishes what the log returned to a poll that began at `began_at_ns`, when `found` was the
-  // head record.
-  void publish_head_record(std::optional<FoundHeadRecord> found, HeadRecord record,
-                           std::int64_t began_at_ns) WHYCACHE_REQUIRES(mutex_);
+  // Publishes updates that follow each other, and what the log returned to a poll that began at
+  // `began_at_ns`, when `found` was the head record.
+  void publish(std::vector<TierStore::UpdateView> updates, std::optional<FoundHeadRecord> found,
+               HeadRecord record, std::int64_t began_at_ns) WHYCACHE_REQUIRES(mutex_);
 
   const std::shared_ptr<Log> log_;
-  const MemcachedTierOptions options_;
+  const MakeTierStore make_tier_;
+  const TierOptions options_;
+  // Requests are made by the thread that holds mutex_.
+  const std::unique_ptr<TierStore> tier_;
 
-  // Held during requests to memcached, each of which takes options_.timeout at most.
+  // Held during requests to the tier, each of which takes options_.timeout at most.
   TimedMutex mutex_;
-  Memcached memcached_ WHYCACHE_GUARDED_BY(mutex_);
   HeadTracker tracker_ WHYCACHE_GUARDED_BY(mutex_);
-  // The poll lease that poll_memcached() got. The next poll of the log takes it.
+  // The poll lease that poll_tier() got. The next poll of the log takes it.
   std::uint64_t pending_lease_id_ WHYCACHE_GUARDED_BY(mutex_) = 0;
   std::int64_t last_publish_at_ns_ WHYCACHE_GUARDED_BY(mutex_) = 0;
   std::int64_t last_append_at_ns_ WHYCACHE_GUARDED_BY(mutex_) = 0;
