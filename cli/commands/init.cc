@@ -147,8 +147,8 @@ std::string postgres_grants(Url url) {
 std::string file_grants(Url url) {
   const std::string directory = canonical_path(url.file_path());
   const std::string log = shell_quoted(directory + "/" + url.take_instance());
-  return "# Lets the group `readers` follow this log. Who can write to the directory can write "
-         "it.\n"
+  return "# Lets the group `readers` follow this log. Each user that can write to the directory\n"
+         "# can write to the log.\n"
          "chgrp -R readers " +
          log + " && chmod -R g+rX " + log + " && chmod g= " + log + "/lock " + log +
          "/tmp\nchgrp readers " + shell_quoted(directory) + " && chmod g+x " +
@@ -174,24 +174,11 @@ std::string grants(const std::string& url_text) {
   return {};
 }
 
-// Returns the URL without `create=off`: this command is there to create.
-std::string url_that_creates(std::string url) {
-  constexpr std::string_view option = "create=off";
-  const std::size_t at = url.find(option);
-  if (at == std::string::npos || at == 0) return url;
-  const std::size_t end = at + option.size();
-  const char before = url[at - 1];
-  const bool is_last = end == url.size();
-  if ((before != '?' && before != '&') || (!is_last && url[end] != '&')) return url;
-  if (is_last) return url.erase(at - 1);
-  return url.erase(at, option.size() + 1);
-}
-
 ExitCode init(const InitArguments& arguments, Output& output) {
   Target target = arguments.target;
   if (!arguments.url.empty()) target.log = arguments.url;
   check_target(target);
-  const std::string url = url_that_creates(log_url(target));
+  const std::string url = log_url(target);
   const Deadline deadline(target.deadline());
   const CallLimit limit(deadline);
   bool is_new = false;
@@ -199,7 +186,8 @@ ExitCode init(const InitArguments& arguments, Output& output) {
   try {
     log = whycache::open_log(url, target.deadline(), IfMissing::fail);
   } catch (const LogMissing&) {
-    log = whycache::open_log(url, target.deadline(), IfMissing::create);
+    // This command is there to create, whatever the URL says to others.
+    log = whycache::open_log(url, target.deadline(), IfMissing::create_against_url);
     is_new = true;
   }
   const Extent extent = log->extent();

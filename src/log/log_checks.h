@@ -39,8 +39,9 @@ class WHYCACHE_THREAD_ANNOTATION(scoped_lockable) LogCallLock {
   TimedMutex& mutex_;
 };
 
-// Whether to create a log that does not exist, or to fail.
-enum class IfMissing { create, fail };
+// Whether to create a log that does not exist, or to fail. Only open_log() knows the third: to
+// create it even if the option `create` of its URL is off.
+enum class IfMissing { create, fail, create_against_url };
 
 // The greatest id in any log: databases have signed integers.
 inline constexpr UpdateId update_id_max = (UpdateId{1} << 63) - 1;

@@ -64,7 +64,9 @@ bool take_switch(Url& url, const std::string& name) {
 template <typename Log, typename LogOptions>
 LogOpener opener_of(LogOptions options, bool may_create) {
   return [options = std::move(options), may_create](IfMissing if_missing) {
-    return std::make_unique<Log>(options, may_create ? if_missing : IfMissing::fail);
+    const bool creates = if_missing == IfMissing::create_against_url ||
+                         (if_missing == IfMissing::create && may_create);
+    return std::make_unique<Log>(options, creates ? IfMissing::create : IfMissing::fail);
   };
 }
 

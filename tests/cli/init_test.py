@@ -31,7 +31,11 @@ class InitTest(CliTest):
 
     def test_creates_log_that_url_in_environment_forbids_to_create(self):
         for url in (f"{self.log}?create=off", f"{self.log}?create=off&instance=blue",
-                    f"{self.log}?instance=green&create=off"):
+                    f"{self.log}?instance=green&create=off",
+                    f"{self.log}?instance=red&create=%6Fff",
+                    f"sqlite://{self.directory}/create=off.db?create=off",
+                    f"sqlite://{self.directory}/a%3Fcreate=off&b%23.db?deadline_ms=500&create=off",
+                    f"file://{self.directory}/create=off&x?create=off"):
             with self.subTest(url):
                 self.machine.fails("usage", "set", "a", "1", "--log", url, expect="does not exist")
                 self.assertIn("created the log", self.machine.ok("init", "--log", url).err)
