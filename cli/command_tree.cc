@@ -29,7 +29,8 @@ const std::array groups = {
     CommandGroup{"Shell", {&completion_command, &man_command}},
 };
 
-// What redis-cli, etcdctl, git and shells call the commands. The first that exists is meant.
+// Names of commands in redis-cli, etcdctl, git and shells, with the commands here that they stand
+// for: the first one that exists.
 struct ForeignName {
   std::string_view name;
   std::array<std::string_view, 2> commands;

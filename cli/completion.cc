@@ -13,7 +13,7 @@
 namespace whycache::cli {
 namespace {
 
-// What an option or argument takes.
+// The kind of value that an option or argument takes.
 enum class Values { none, any, files, commands, shells };
 
 struct Word {

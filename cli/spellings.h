@@ -1,4 +1,5 @@
-// What other programs have taught people to type, and what it is called here.
+// Finds the commands and options of this program that stand for words of other programs, which
+// people type out of habit.
 #pragma once
 
 #include <string>

@@ -54,8 +54,8 @@ const Command clear_command{
     "clear", "erase every key on every machine, and the history",
     R"(Erases everything: appends one update that erases all keys, then rewrites all history. Other
 machines apply this at their next update. Prints the base. This cannot be undone, so it requires
---yes. Nothing is erased if this user may not rewrite the log. Who cleared the log, and when, stays
-in it: `whycache log` prints that. Guards of the log stay, too, and may forbid to clear it.)",
+--yes. Nothing is erased if this user may not rewrite the log. The log keeps the writer and the time
+of the command, which `whycache log` prints. It also keeps its guards, which may forbid this.)",
     R"(Examples:
   whycache clear                                     prints what would be lost, exit code 8
   whycache clear --yes

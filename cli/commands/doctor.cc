@@ -43,7 +43,7 @@ struct DoctorArguments {
   bool json = false;
 };
 
-// What the other checks compare with the log. Empty if there is no usable state.
+// The facts that other checks compare with the log. `info` is nullopt if no state is usable.
 struct StateFile {
   std::string path;
   std::optional<StateInfo> info;

@@ -105,7 +105,7 @@ class Importer {
     for (Change change; next_change(change);) {
       if (reader_.line_number() < arguments_.from_line) continue;
       if (is_erase(change) && cache_ && !may_erase_) {
-        // The first of a pipe. What was read before it is not read again.
+        // The first erased key of a pipe, whose earlier lines cannot be read again.
         erased_keys_.emplace(change.key);
         const std::string key(change.key);
         write_batch();

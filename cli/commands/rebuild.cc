@@ -27,7 +27,7 @@ std::uint64_t file_bytes_of(const std::string& path) {
 
 ExitCode rebuild(const RebuildArguments& arguments, Output& output) {
   const auto cache = open_cache(arguments.target, [](const Event& event) {
-    // Of the rebuild that was asked for, the command prints the result.
+    // The command prints the result of the rebuild itself.
     if (event.kind != Event::Kind::rebuilt) report_event(event);
   });
   const std::string path = cache->state_path();

@@ -134,8 +134,8 @@ then is about as large as its items. Prints the base, which is the id up to whic
 rewritten. Without --erase-all-but no item changes, and all machines continue. The rewrite can be
 interrupted at any point and repeated, and several may run at once.
 
-History is lost: times, writers, notes, earlier values. Therefore the command requires --yes. Who
-rewrote it, and when, stays in the log: `whycache log` prints that.)",
+History is lost: times, writers, notes, earlier values. Therefore the command requires --yes. The
+log keeps the writer and the time of the rewrite, which `whycache log` prints.)",
     R"(Examples:
   whycache rewrite                                   prints what would be lost, exit code 8
   whycache rewrite --yes

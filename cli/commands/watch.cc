@@ -98,7 +98,7 @@ std::string as_line(const FeedChange& change, ValueForm form) {
   return line;
 }
 
-// What a command reads: the bytes that `whycache get` prints.
+// Returns the standard input of a command: the bytes that `whycache get` prints.
 std::string bytes_for_command(std::string_view value, ValueForm form) {
   if (form == ValueForm::raw || !is_typed_value(value)) return std::string(value);
   try {
@@ -118,7 +118,7 @@ FileDescriptor input_with(std::string_view bytes) {
   return file;
 }
 
-// The environment of this process, and what the command is told.
+// Returns the environment of this process with the variables that describe the change.
 std::vector<std::string> environment_for(const FeedChange& change) {
   std::vector<std::string> variables;
   for (char** variable = environ; *variable != nullptr; ++variable) {
