@@ -1,8 +1,5 @@
 // whycache follow
 #include <fmt/format.h>
-#include <pthread.h>
-#include <signal.h>
-#include <unistd.h>
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
@@ -14,7 +11,6 @@
 #include <set>
 #include <stop_token>
 #include <string>
-#include <thread>
 #include <utility>
 
 #include "base/clock.h"
@@ -23,6 +19,7 @@
 #include "cli/command.h"
 #include "cli/format.h"
 #include "cli/service_manager.h"
+#include "cli/stop_signals.h"
 #include "cli/target.h"
 #include "client/cache_internal.h"
 #include "client/follow_loop.h"
@@ -43,34 +40,6 @@ struct FollowArguments {
       pace.interval_max = pace.interval_max_notified = *longest;
     return pace;
   }
-};
-
-// SIGINT and SIGTERM request a stop, which ends every wait and call of the log. A second signal
-// ends the process, which does no harm to state or log. A thread waits for them: what a stop runs
-// is not for a signal handler. All other threads block them.
-class StopSignals {
- public:
-  StopSignals() {
-    sigset_t signals;
-    ::sigemptyset(&signals);
-    ::sigaddset(&signals, SIGINT);
-    ::sigaddset(&signals, SIGTERM);
-    for (const int signal : {SIGINT, SIGTERM}) ::signal(signal, SIG_DFL);  // may be ignored
-    ::pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-    std::thread([signals, stop = stop_]() mutable {
-      int signal = 0;
-      while (::sigwait(&signals, &signal) != 0) {
-      }
-      ::pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
-      stop.request_stop();
-      for (;;) ::pause();
-    }).detach();
-  }
-
-  std::stop_token token() const { return stop_.get_token(); }
-
- private:
-  std::stop_source stop_;
 };
 
 // The problems that keep the follower from following. Each is printed when it begins. While one

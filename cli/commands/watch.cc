@@ -9,12 +9,12 @@
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
-#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <stop_token>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -24,11 +24,13 @@
 #include <whycache/changes.h>
 #include <whycache/value.h>
 
+#include "base/clock.h"
 #include "base/file.h"
 #include "base/outage.h"
 #include "cli/command.h"
 #include "cli/escape.h"
 #include "cli/format.h"
+#include "cli/stop_signals.h"
 #include "cli/target.h"
 #include "cli/value_json.h"
 
@@ -44,19 +46,6 @@ struct WatchArguments {
   bool json = false;
   ValueForm value_form = ValueForm::typed;
 };
-
-std::atomic<bool> watch_is_stopped{false};
-static_assert(std::atomic<bool>::is_always_lock_free);
-
-// SIGINT and SIGTERM end the watch after the change that is being handled, or after the call of the
-// log that is under way, which takes --deadline at most. A second signal ends the process.
-void stop_at_signals() {
-  struct sigaction action = {};
-  action.sa_handler = [](int) { watch_is_stopped = true; };
-  action.sa_flags = SA_RESETHAND | SA_RESTART;
-  ::sigaction(SIGINT, &action, nullptr);
-  ::sigaction(SIGTERM, &action, nullptr);
-}
 
 const char* kind_name(FeedChange::Kind kind) {
   switch (kind) {
@@ -143,9 +132,20 @@ std::string describe_end(int status) {
   return fmt::format("exit_code={}", WEXITSTATUS(status));
 }
 
-// Runs the command for one change and waits for its end. Returns what went wrong, or an empty
-// string.
-std::string run_command(const std::string& command, const FeedChange& change, ValueForm form) {
+// Waits for the end of a process that leads its own group. A stop ends the whole group by SIGTERM.
+void wait_for_group(pid_t leader, const std::stop_token& stop) {
+  const std::stop_callback terminate(stop, [leader] { ::kill(-leader, SIGTERM); });
+  // The process stays a zombie, and its number taken, until no signal can be sent to it any more.
+  siginfo_t end;
+  while (::waitid(P_PID, static_cast<id_t>(leader), &end, WEXITED | WNOWAIT) < 0 &&
+         errno == EINTR) {
+  }
+}
+
+// Runs the command for one change and waits for its end. A stop ends the command by SIGTERM.
+// Returns what went wrong, or an empty string.
+std::string run_command(const std::string& command, const FeedChange& change, ValueForm form,
+                        const std::stop_token& stop) {
   const FileDescriptor input = input_with(bytes_for_command(change.value, form));
   const std::vector<std::string> variables = environment_for(change);
   std::vector<char*> environment;
@@ -164,10 +164,17 @@ std::string run_command(const std::string& command, const FeedChange& change, Va
   sigset_t broken_pipe;
   ::sigemptyset(&broken_pipe);
   ::sigaddset(&broken_pipe, SIGPIPE);
+  sigset_t mask;  // without the signals that StopSignals blocks
+  ::pthread_sigmask(SIG_BLOCK, nullptr, &mask);
+  ::sigdelset(&mask, SIGINT);
+  ::sigdelset(&mask, SIGTERM);
   posix_spawnattr_t attributes;
   ::posix_spawnattr_init(&attributes);
   ::posix_spawnattr_setsigdefault(&attributes, &broken_pipe);
-  ::posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGDEF);
+  ::posix_spawnattr_setsigmask(&attributes, &mask);
+  ::posix_spawnattr_setpgroup(&attributes, 0);  // a group of its own
+  ::posix_spawnattr_setflags(
+      &attributes, POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETPGROUP);
   pid_t child = 0;
   const int error =
       ::posix_spawn(&child, shell.c_str(), &files, &attributes, words, environment.data());
@@ -175,6 +182,7 @@ std::string run_command(const std::string& command, const FeedChange& change, Va
   ::posix_spawn_file_actions_destroy(&files);
   if (error != 0)
     return fmt::format("cannot be started: reason=\"{}\"", std::system_category().message(error));
+  wait_for_group(child, stop);
   int status = 0;
   while (::waitpid(child, &status, 0) < 0 && errno == EINTR) {
   }
@@ -191,10 +199,11 @@ class Watcher {
 
   void run() {
     const UpdateId from = arguments_.from.value_or(cache_->applied_id());
-    Changes changes = cache_->changes(from, KeyRange::prefix(arguments_.prefix));
+    Changes changes =
+        cache_->changes(from, KeyRange::prefix(arguments_.prefix), {.deadline = {}, .stop = stop_});
     print_message(fmt::format("watching: state={} prefix={} from={}", cache_->state_path(),
                               escape(arguments_.prefix), from));
-    while (!watch_is_stopped) {
+    while (!stop_.stop_requested()) {
       ask_log_if_due();
       print_what_is_there(changes);
     }
@@ -207,7 +216,9 @@ class Watcher {
     const auto now = std::chrono::steady_clock::now();
     if (now < next_question_at_) return;
     next_question_at_ = now + interval_;
-    note_outcome(trouble_of_log_, [&] { cache_->update({.staleness_max = interval_}); });
+    note_outcome(trouble_of_log_, [&] {
+      cache_->update({.staleness_max = interval_, .deadline = {}, .stop = stop_});
+    });
   }
 
   void print_what_is_there(Changes& changes) {
@@ -217,7 +228,7 @@ class Watcher {
       for (std::optional<FeedChange> change = changes.next(wait); change;
            change = changes.next(std::chrono::milliseconds(0))) {
         handle(*change);
-        if (watch_is_stopped) return;
+        if (stop_.stop_requested()) return;
       }
     });
     output_.flush();
@@ -236,12 +247,18 @@ class Watcher {
     }
     if (arguments_.command.empty()) return;
     output_.flush();  // before what the command prints
-    const std::string fault = run_command(arguments_.command, change, arguments_.value_form);
+    const std::string fault = run_command(arguments_.command, change, arguments_.value_form, stop_);
     if (fault.empty()) return;
     print_message(
         fmt::format("command {}: id={} kind={} key={} command={}", fault, change.id,
                     kind_name(change.kind), escape(change.key), escape(arguments_.command)),
-        "none needed: the watch continues");
+        next_step(change));
+  }
+
+  std::string next_step(const FeedChange& change) const {
+    if (!stop_.stop_requested()) return "none needed: the watch continues";
+    if (change.kind == FeedChange::Kind::reset) return "scan the keys again";
+    return fmt::format("to run it again: --from {}", change.id - 1);
   }
 
   struct Trouble {
@@ -252,27 +269,26 @@ class Watcher {
   // An error of the log or the state does not end the watch: it is reported when it begins, at
   // growing intervals while it lasts, and when it is over.
   template <typename Call>
-  static void note_outcome(Trouble& trouble, const Call& call) {
+  void note_outcome(Trouble& trouble, const Call& call) {
     try {
       call();
       if (const std::optional<std::chrono::nanoseconds> lasted = trouble.outage.note_success())
         print_message(fmt::format("watching again after {}", format_duration(*lasted)));
       trouble.pause = std::chrono::milliseconds(0);
     } catch (const Error& error) {
+      if (stop_.stop_requested()) return;  // perhaps the reason
       if (const std::optional<std::chrono::nanoseconds> lasted = trouble.outage.note_failure())
         print_message(error.what(), "none needed if it passes: the watch continues");
       trouble.pause = std::min<std::chrono::milliseconds>(
           2 * trouble.pause + std::chrono::milliseconds(10), std::chrono::seconds(1));
-      wait(trouble.pause);
+      Deadline(trouble.pause, stop_).sleep(trouble.pause);
     }
-  }
-  static void wait(std::chrono::milliseconds time) {
-    const auto end = std::chrono::steady_clock::now() + time;
-    while (!watch_is_stopped && std::chrono::steady_clock::now() < end) ::usleep(10'000);
   }
 
   const WatchArguments& arguments_;
   Output& output_;
+  const StopSignals signals_;  // installed before the cache is opened, which starts threads
+  const std::stop_token stop_ = signals_.token();
   const std::chrono::nanoseconds interval_;
   const std::unique_ptr<Cache> cache_;
   std::chrono::steady_clock::time_point next_question_at_{};
@@ -282,7 +298,6 @@ class Watcher {
 
 ExitCode watch(const WatchArguments& arguments, Output& output) {
   check_target(arguments.target);
-  stop_at_signals();
   Watcher(arguments, output).run();
   return ExitCode::done;
 }
@@ -322,7 +337,9 @@ without a gap, pass --from the id of the last line with ends_update true that wa
 With --exec, the environment of COMMAND has WHYCACHE_ID, WHYCACHE_KIND, WHYCACHE_KEY (unless the
 key has a zero byte) and WHYCACHE_KEY_BASE64, and its standard input the value, as `whycache get`
 prints it. The next change waits until COMMAND has ended. If it fails, that is reported, and the
-watch continues. Nothing that happens to log or state ends it. SIGINT and SIGTERM do.)",
+watch continues. Nothing that happens to log or state ends the watch. SIGINT and SIGTERM do,
+whatever it waits for. A COMMAND that runs then gets SIGTERM, with all that it started, and is
+waited for; a second signal ends the watch without that.)",
     R"(Examples:
   whycache watch
   whycache watch user. --json

@@ -134,8 +134,8 @@ class WatchTest(CliTest):
         self.machine.ok("set", "a", "1")
         self.machine.ok("set", "a", "2")
         self.assertEqual(self.lines(watcher, 2), ["1\tset\ta\t1", "2\tset\ta\t2"])
-        watcher.terminate()
-        self.assertEqual(watcher.communicate(timeout=30), (b"", b""))
+        os.set_blocking(watcher.stderr.fileno(), False)
+        self.assertIsNone(watcher.stderr.read(), "the command for the first change did not fail")
 
     def test_signal_ends_it(self):
         self.machine.ok("init", self.log)
@@ -144,6 +144,54 @@ class WatchTest(CliTest):
             watcher.send_signal(number)
             self.assertEqual(watcher.communicate(timeout=30), (b"", b""))
             self.assertEqual(watcher.returncode, 0)
+
+    def assert_ends_at_once(self, watcher, number):
+        """Sends a signal. Returns what the watcher has still printed on standard error."""
+        watcher.send_signal(number)
+        printed = watcher.communicate(timeout=20)  # far less than what it waits for
+        self.assertEqual(watcher.returncode, 0)
+        return printed[1].decode()
+
+    def test_signal_ends_wait_for_log_that_does_not_answer(self):
+        self.machine.ok("set", "a", "1")
+        locker = sqlite3.connect(self.database, isolation_level=None)
+        self.addCleanup(locker.close)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            watcher = self.watch("--deadline", "300s")
+            locker.execute("BEGIN EXCLUSIVE")
+            time.sleep(0.5)  # the log is asked each 20 ms
+            self.assertEqual(self.assert_ends_at_once(watcher, number), "")
+            locker.execute("ROLLBACK")
+
+    def test_signal_ends_command_with_all_that_it_started(self):
+        self.machine.ok("init", self.log)
+        for id, number in ((1, signal.SIGTERM), (2, signal.SIGINT)):
+            watcher = self.watch("--exec", "echo begun; sleep 300; echo ended")
+            self.machine.ok("set", "a", str(id))
+            self.assertEqual(self.lines(watcher, 2), [f"{id}\tset\ta\t{id}", "begun"])
+            message = self.assert_ends_at_once(watcher, number)
+            self.assertIn(f"command failed: signal=15: id={id}", message)
+            self.assertIn(f"--from {id - 1}", message)
+
+    def test_command_may_finish_what_it_does_after_a_signal(self):
+        self.machine.ok("init", self.log)
+        script = (
+            "trap 'sleep 0.2; echo finished; exit 0' TERM; echo begun; "
+            "while :; do sleep 0.05; done"
+        )
+        watcher = self.watch("--exec", script)
+        self.machine.ok("set", "a", "1")
+        self.assertEqual(self.lines(watcher, 2), ["1\tset\ta\t1", "begun"])
+        watcher.terminate()
+        printed, messages = watcher.communicate(timeout=20)
+        self.assertEqual(printed, b"finished\n")
+        self.assertNotIn(b"whycache: ", messages)
+
+    def test_command_can_be_ended_by_signals(self):
+        self.machine.ok("init", self.log)
+        watcher = self.watch("--exec", "kill -TERM $$; echo survived")
+        self.machine.ok("set", "a", "1")
+        self.assertIn(b"command failed: signal=15", watcher.stderr.readline())
 
     def test_log_that_is_away_does_not_end_it(self):
         self.machine.ok("set", "a", "1")
