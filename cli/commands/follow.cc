@@ -21,6 +21,7 @@
 #include "cli/service_manager.h"
 #include "cli/stop_signals.h"
 #include "cli/target.h"
+#include "cli/watchdog.h"
 #include "client/cache_internal.h"
 #include "client/follow_loop.h"
 
@@ -85,7 +86,10 @@ class Follower {
 
   void run() {
     while (!stop_.stop_requested()) {
-      if (!try_to_follow()) Deadline(no_limit, stop_).sleep(pauses_.next());
+      if (try_to_follow()) continue;
+      const std::chrono::nanoseconds pause = pauses_.next();
+      watchdog_.note_wait(pause);
+      Deadline(no_limit, stop_).sleep(pause);
     }
     notify_service_manager("STOPPING=1");
   }
@@ -100,12 +104,14 @@ class Follower {
   // back.
   bool try_to_follow() {
     try {
+      watchdog_.note_work(arguments_.target.deadline());
       if (!cache_) open();
       loop_->poll_if_due(stop_);
       report_progress();
       if (problems_.note_success(last_printed_id_)) report_status();
       pauses_.reset();
       shrink_if_mostly_free();
+      watchdog_.note_wait(longest_wait());
       loop_->wait(stop_);
       return true;
     } catch (const Error& error) {
@@ -114,6 +120,13 @@ class Follower {
       note_problem(ErrorKind::limit, "out of memory");
     }
     return false;
+  }
+
+  // Returns for how long FollowLoop::wait() may wait.
+  std::chrono::nanoseconds longest_wait() const {
+    return std::max<std::chrono::nanoseconds>({pace_.interval_min, pace_.interval_max,
+                                               pace_.interval_max_notified,
+                                               std::chrono::seconds(1)});
   }
 
   void note_problem(ErrorKind kind, const std::string& message) {
@@ -221,6 +234,7 @@ class Follower {
   Output& output_;
   const StopSignals signals_;  // installed before the cache is opened, which can take long
   const std::stop_token stop_ = signals_.token();
+  Watchdog watchdog_;
   const FollowPace pace_;
   Problems problems_;
   FailurePauses pauses_;
@@ -273,7 +287,8 @@ growing intervals while it lasts, and when it is over. If the state was built ag
 gone back: then prints the applied id, which may be no greater than the previous one; with --json
 {"rebuilt":{"applied_id":..., "previous_applied_id":...}}.
 
-Tells a service manager when the state can be read (sd_notify: Type=notify).)",
+Tells a service manager when the state can be read (sd_notify: Type=notify), and, if it has a
+watchdog, that the command is at work (WatchdogSec=).)",
     R"(Examples:
   whycache follow
   whycache follow --interval 100ms --json

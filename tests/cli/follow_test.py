@@ -275,6 +275,75 @@ class FollowTest(CliTest):
                         pass
                     os.rename(f"{self.database}.away", self.database)
 
+    def follow_with_watchdog(self, *arguments, stdout=subprocess.DEVNULL, **variables):
+        """Starts a follower. Returns it with the socket that it reports to, after READY=1."""
+        manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.addCleanup(manager.close)
+        manager.bind(f"{self.directory}/notify")
+        manager.settimeout(30)
+        follower = subprocess.Popen(
+            [self.program, "follow", "--interval", "20ms", *arguments], stdout=stdout,
+            stderr=subprocess.DEVNULL,
+            env={**self.machine.environment(), "NOTIFY_SOCKET": manager.getsockname(), **variables})
+        self.addCleanup(follower.wait)
+        self.addCleanup(follower.kill)
+        while manager.recv(1000) != b"READY=1":
+            pass
+        return follower, manager
+
+    def wait_for_watchdog_messages(self, manager, count):
+        while count > 0:
+            count -= manager.recv(1000) == b"WATCHDOG=1"
+
+    def test_tells_watchdog_that_it_works_while_log_is_quiet_or_away(self):
+        self.machine.ok("set", "a", "1")
+        _, manager = self.follow_with_watchdog("--interval-max", "3s", "--deadline", "100ms",
+                                               WATCHDOG_USEC="200000")
+        began = time.monotonic()
+        self.wait_for_watchdog_messages(manager, 10)
+        self.assertGreater(time.monotonic() - began, 0.5, "at half the interval")
+        os.rename(self.database, f"{self.database}.away")
+        while b"STATUS=not following: " not in manager.recv(1000):
+            pass
+        self.wait_for_watchdog_messages(manager, 10)
+
+    def test_tells_watchdog_nothing_while_it_hangs(self):
+        self.machine.ok("set", "a", "1")
+        reader, writer = os.pipe()
+        self.addCleanup(os.close, reader)
+        os.set_blocking(writer, False)
+        filled = 0
+        with self.assertRaises(BlockingIOError):
+            while True:
+                filled += os.write(writer, b"x")
+        os.set_blocking(writer, True)
+        _, manager = self.follow_with_watchdog("--deadline", "100ms", stdout=writer,
+                                               WATCHDOG_USEC="200000")
+        os.close(writer)
+        self.wait_for_watchdog_messages(manager, 3)
+        self.machine.ok("set", "a", "2")  # whose id does not fit into the pipe
+        manager.settimeout(3)
+        with self.assertRaises(TimeoutError):
+            for _ in range(1000):
+                manager.recv(1000)
+        while filled > 0:
+            filled -= len(os.read(reader, filled))
+        manager.settimeout(30)
+        self.wait_for_watchdog_messages(manager, 3)
+
+    def test_watchdog_of_another_process_or_none_gets_nothing(self):
+        self.machine.ok("set", "a", "1")
+        for variables in ({"WATCHDOG_USEC": "200000", "WATCHDOG_PID": "1"},
+                          {"WATCHDOG_USEC": "nonsense"}, {"WATCHDOG_USEC": "0"}, {}):
+            with self.subTest(variables):
+                follower, manager = self.follow_with_watchdog(**variables)
+                manager.settimeout(1)
+                with self.assertRaises(TimeoutError):
+                    while manager.recv(1000) != b"WATCHDOG=1":
+                        pass
+                follower.kill()
+                os.remove(f"{self.directory}/notify")
+
 
 class FollowMysqlTest(CliTest):
     def test_goes_on_after_each_problem_of_the_server(self):
