@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string_view>
 #include <system_error>
@@ -25,6 +26,11 @@
 #endif
 #if WHYCACHE_WITH_POSTGRES
 #include "log/postgres_connection.h"
+#endif
+#if WHYCACHE_WITH_POSTGRES && WHYCACHE_WITH_OPENSSL
+#include <openssl/bio.h>
+#include <openssl/ssl.h>
+#include <openssl/x509.h>
 #endif
 
 namespace whycache::cli {
@@ -129,6 +135,124 @@ void check_mysql(const std::string& url_text, std::chrono::milliseconds timeout,
 
 #if WHYCACHE_WITH_POSTGRES
 
+std::optional<Finding> check_server_certificate([[maybe_unused]] PostgresConnection& connection,
+                                                [[maybe_unused]] const std::string& check) {
+#if WHYCACHE_WITH_OPENSSL
+  auto* const session = static_cast<SSL*>(connection.tls_session());
+  if (session == nullptr) return std::nullopt;  // not encrypted
+  const std::unique_ptr<X509, decltype(&X509_free)> certificate(SSL_get1_peer_certificate(session),
+                                                                X509_free);
+  const std::unique_ptr<BIO, decltype(&BIO_free)> text(BIO_new(BIO_s_mem()), BIO_free);
+  if (!certificate || !text ||
+      ASN1_TIME_print(text.get(), X509_get0_notAfter(certificate.get())) != 1)
+    return std::nullopt;
+  char* begin = nullptr;
+  const long bytes = BIO_get_mem_data(text.get(), &begin);
+  return check_certificate_end(check, std::string(begin, static_cast<std::size_t>(bytes)),
+                               wall_time_us());
+#else
+  return std::nullopt;
+#endif
+}
+
+// The log itself refuses such a server, unless its URL has `durable=off`.
+Finding check_durability(const PostgresServerFacts& facts) {
+  const std::string found =
+      fmt::format("fsync={} full_page_writes={} synchronous_commit={}", facts.fsync,
+                  facts.full_page_writes, facts.synchronous_commit);
+  if (facts.fsync != "off" && facts.full_page_writes != "off" && facts.synchronous_commit != "off")
+    return Finding::ok("durability", found);
+  return Finding::warn(
+      "durability", found,
+      "turn them on at the server: after a crash it may lose updates that machines "
+      "have applied");
+}
+
+Finding check_privileges(PostgresConnection& connection, const std::string& schema,
+                         const Deadline& deadline) {
+  std::string quoted = "\"";
+  for (const char c : schema) quoted += c == '"' ? "\"\"" : std::string(1, c);
+  quoted += "\".whycache_";
+  const std::string logs = quoted + "logs";
+  const std::string updates = quoted + "updates";
+  const std::string parts = quoted + "parts";
+  const PostgresRows rows = connection.query(
+      {"SELECT current_user,"
+       " has_table_privilege($1, 'SELECT') AND has_table_privilege($2, 'SELECT')"
+       " AND has_table_privilege($3, 'SELECT'),"
+       " has_table_privilege($2, 'INSERT'),"
+       " has_column_privilege($1, 'append_lock', 'UPDATE'),"
+       " has_table_privilege($1, 'UPDATE') AND has_table_privilege($2, 'DELETE')"
+       " AND has_table_privilege($3, 'INSERT') AND has_table_privilege($3, 'DELETE')",
+       {PostgresValue::text(logs), PostgresValue::text(updates), PostgresValue::text(parts)}},
+      deadline);
+  const auto may = [&](int column) { return rows.number(0, column) != 0; };
+  const std::string user = "user " + std::string(rows.at(0, 0).value_or("")) + " may ";
+  constexpr const char* next = "grant what `whycache init` prints for its role";
+  if (!may(1)) return Finding::warn("privileges", user + "not read all tables of the log", next);
+  if (may(2) != may(3)) {
+    return Finding::warn(
+        "privileges",
+        user + (may(2) ? "insert updates, but not lock the log for it (UPDATE of append_lock)"
+                       : "lock the log for a write, but not insert updates"),
+        next);
+  }
+  if (!may(2)) return Finding::ok("privileges", user + "read the log, and not write to it");
+  return Finding::ok("privileges", user + (may(4) ? "read, write and rewrite the log"
+                                                  : "read the log and write to it"));
+}
+
+void check_primary(const PostgresServer& server, const std::string& schema,
+                   std::chrono::milliseconds timeout, std::vector<Finding>& findings) {
+  const Deadline deadline(timeout);
+  try {
+    std::optional<PostgresConnectionAttempt> attempt;
+    const auto connection = connect_postgres(server, timeout, deadline, attempt);
+    if (connection->facts().is_in_recovery) {
+      findings.push_back(Finding::warn("server",
+                                       server.address() + " is in recovery, as a replica is",
+                                       "name the primary in the url: every write fails"));
+    } else {
+      findings.push_back(Finding::ok("server", server.address() + " accepts writes"));
+    }
+    if (connection->is_pooled()) {
+      findings.push_back(Finding::warn(
+          "pooler", server.address() + " is a pooler: nothing can listen through it",
+          "let followers connect to the server itself if updates should arrive at once"));
+    }
+    findings.push_back(check_durability(connection->facts()));
+    findings.push_back(check_server_clock([&] {
+      const PostgresRows rows = connection->query(
+          {"SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"}, deadline);
+      return static_cast<std::int64_t>(rows.number(0, 0));
+    }));
+    if (std::optional<Finding> certificate = check_server_certificate(*connection, "certificate"))
+      findings.push_back(*std::move(certificate));
+    findings.push_back(check_privileges(*connection, schema, deadline));
+  } catch (const PostgresFailure&) {  // reported by the check of the log
+  } catch (const Error&) {
+  }
+}
+
+void check_replica(const PostgresServer& server, std::chrono::milliseconds timeout,
+                   std::vector<Finding>& findings) {
+  constexpr const char* next =
+      "start it, or correct replica= in the url: until then the primary sends all updates";
+  try {
+    std::optional<PostgresConnectionAttempt> attempt;
+    const auto connection = connect_postgres(server, timeout, Deadline(timeout), attempt);
+    findings.push_back(Finding::ok("replica", server.address() + " answers"));
+    if (std::optional<Finding> certificate =
+            check_server_certificate(*connection, "replica certificate"))
+      findings.push_back(*std::move(certificate));
+  } catch (const PostgresFailure& failure) {
+    findings.push_back(
+        Finding::warn("replica", server.address() + " does not answer: " + failure.reason, next));
+  } catch (const Error& error) {
+    findings.push_back(Finding::warn("replica", error.what(), next));
+  }
+}
+
 void check_postgres(const std::string& url_text, std::chrono::milliseconds timeout,
                     std::vector<Finding>& findings) {
   Url url(url_text);
@@ -139,42 +263,8 @@ void check_postgres(const std::string& url_text, std::chrono::milliseconds timeo
   if (!primary.pass_file.empty())
     findings.push_back(check_secret_file("passfile", primary.pass_file));
   if (!primary.tls_key.empty()) findings.push_back(check_secret_file("tls_key", primary.tls_key));
-  const Deadline deadline(timeout);
-  try {
-    std::optional<PostgresConnectionAttempt> attempt;
-    const auto connection = connect_postgres(primary, timeout, deadline, attempt);
-    if (connection->facts().is_in_recovery) {
-      findings.push_back(Finding::warn("server",
-                                       primary.address() + " is in recovery, as a replica is",
-                                       "name the primary in the url: every write fails"));
-    } else {
-      findings.push_back(Finding::ok("server", primary.address() + " accepts writes"));
-    }
-    if (connection->is_pooled()) {
-      findings.push_back(Finding::warn(
-          "pooler", primary.address() + " is a pooler: nothing can listen through it",
-          "let followers connect to the server itself if updates should arrive at once"));
-    }
-    findings.push_back(check_server_clock([&] {
-      const PostgresRows rows = connection->query(
-          {"SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"}, deadline);
-      return static_cast<std::int64_t>(rows.number(0, 0));
-    }));
-  } catch (const PostgresFailure&) {  // reported by the check of the log
-  } catch (const Error&) {
-  }
-  if (!servers.replica) return;
-  try {
-    std::optional<PostgresConnectionAttempt> attempt;
-    connect_postgres(*servers.replica, timeout, Deadline(timeout), attempt);
-    findings.push_back(Finding::ok("replica", servers.replica->address() + " answers"));
-  } catch (const PostgresFailure& failure) {
-    findings.push_back(Finding::warn(
-        "replica", servers.replica->address() + " does not answer: " + failure.reason,
-        "start it, or correct replica= in the url: until then the primary sends all updates"));
-  } catch (const Error& error) {
-    findings.push_back(Finding::warn("replica", error.what(), "correct replica= in the url"));
-  }
+  check_primary(primary, url.take_option("schema").value_or("public"), timeout, findings);
+  if (servers.replica) check_replica(*servers.replica, timeout, findings);
 }
 
 #endif

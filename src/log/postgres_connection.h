@@ -121,6 +121,8 @@ class PostgresConnection {
   // The time at which the server that ran the last transaction was started. Through a pooler, each
   // may have run on another server.
   std::uint64_t server_start() const { return server_start_; }
+  // Returns the TLS session of libpq, an SSL of OpenSSL; null without TLS.
+  void* tls_session() const { return PQsslStruct(connection_, "OpenSSL"); }
 
   // All of these throw PostgresFailure. After a failure no transaction is open.
 

@@ -228,5 +228,110 @@ class DoctorServersTest(DoctorTestBase):
                 self.assertEqual(finding["level"], level, finding)
 
 
+class DoctorPostgresTest(DoctorTestBase):
+    """The same for PostgreSQL."""
+
+    def setUp(self):
+        super().setUp()
+        self.server = servers.Postgres(self)
+        self.place = ("--state", f"{self.directory}/server.state")
+        self.url = self.url_of("postgres")
+        self.machine.ok("set", "a", "1", "--log", self.url, *self.place)
+
+    def url_of(self, user, *options):
+        url = f"postgres://{user}@127.0.0.1:{self.server.port}/flags"
+        return "?".join([url, "&".join(options)]) if options else url
+
+    def server_findings(self, url):
+        return self.findings("--log", url, *self.place)
+
+    def configure(self, **settings):
+        """Starts the server with these settings."""
+        self.server.stop()
+        command = list(self.server.command)
+        for name, value in settings.items():
+            command += ["-c", f"{name}={value}"]
+        self.server.command = command
+        self.server.restart()
+
+    def test_server_and_replica(self):
+        code, findings = self.server_findings(self.url)
+        self.assertEqual(code, 0, findings)
+        for check in ("server", "server clock", "durability", "privileges", "position"):
+            self.assertEqual(findings[check]["level"], "ok", findings[check])
+        self.assertNotIn("certificate", findings, "the connection is not encrypted")
+        self.assertIn("fsync=on", findings["durability"]["found"])
+        port = servers.free_port()
+        finding = self.server_findings(f"{self.url}?replica=127.0.0.1:{port}")[1]["replica"]
+        self.assertEqual(finding["level"], "warn")
+        self.assertIn(f"127.0.0.1:{port}", finding["found"])
+        findings = self.server_findings(f"{self.url}?replica=127.0.0.1:{self.server.port}")[1]
+        self.assertEqual(findings["replica"]["level"], "ok")
+
+    def test_server_that_may_lose_updates_is_a_warning_if_the_url_accepts_it(self):
+        self.configure(synchronous_commit="off", fsync="off")
+        url = self.url_of("postgres", "durable=off")
+        finding = self.server_findings(url)[1]["durability"]
+        self.assertEqual(finding["level"], "warn", finding)
+        self.assertIn("fsync=off", finding["found"])
+        self.assertIn("synchronous_commit=off", finding["found"])
+        code, findings = self.server_findings(self.url)
+        self.assertEqual((code, findings["log"]["level"]), (2, "bad"))
+
+    def test_clock_of_the_server(self):
+        self.server.sql("CREATE ROLE skewed SUPERUSER LOGIN; CREATE SCHEMA fake;"
+                        "ALTER ROLE skewed SET search_path = fake, pg_catalog, public")
+        skews = ((100, "warn", "ahead"), (-100, "warn", "behind"), (0, "ok", ""))
+        for skew_s, level, word in skews:
+            self.server.sql(
+                "CREATE OR REPLACE FUNCTION fake.clock_timestamp() RETURNS timestamptz "
+                "LANGUAGE sql AS "
+                f"$$ SELECT pg_catalog.clock_timestamp() + interval '{skew_s} s' $$")
+            finding = self.server_findings(self.url_of("skewed"))[1]["server clock"]
+            self.assertEqual(finding["level"], level, finding)
+            self.assertIn(word, finding["found"])
+
+    def test_privileges_of_each_role(self):
+        roles = self.machine.ok("init", self.url).out.decode()
+        self.server.sql(roles + "ALTER ROLE follower LOGIN; ALTER ROLE writer LOGIN;"
+                                "ALTER ROLE rewriter LOGIN; CREATE ROLE nobody LOGIN")
+        for role, level, found in (
+                ("follower", "ok", "user follower may read the log, and not write to it"),
+                ("writer", "ok", "user writer may read the log and write to it"),
+                ("rewriter", "ok", "user rewriter may read, write and rewrite the log"),
+                ("nobody", "warn", "user nobody may not read all tables of the log")):
+            finding = self.server_findings(self.url_of(role))[1]["privileges"]
+            self.assertEqual((finding["level"], finding["found"]), (level, found))
+        self.server.sql("REVOKE UPDATE (append_lock) ON whycache_logs FROM writer")
+        finding = self.server_findings(self.url_of("writer"))[1]["privileges"]
+        self.assertEqual(finding["level"], "warn")
+        self.assertIn("append_lock", finding["found"])
+
+    def test_certificate_that_expires_soon_is_a_warning(self):
+        tls = f"{self.server.directory}/tls"
+        os.mkdir(tls)
+        for days, level in ((10, "warn"), (20, "ok")):
+            with self.subTest(days=days):
+                subprocess.run(
+                    ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes"]
+                    + ["-days", str(days), "-subj", "/CN=127.0.0.1"]
+                    + ["-addext", "subjectAltName=IP:127.0.0.1"]
+                    + ["-keyout", f"{tls}/key.pem", "-out", f"{tls}/cert.pem"],
+                    check=True,
+                    capture_output=True,
+                )
+                if os.geteuid() == 0:
+                    for path in (tls, f"{tls}/cert.pem", f"{tls}/key.pem"):
+                        shutil.chown(path, "postgres", "postgres")
+                self.configure(ssl="on", ssl_cert_file=f"{tls}/cert.pem",
+                               ssl_key_file=f"{tls}/key.pem")
+                port = self.server.port
+                findings = self.server_findings(
+                    self.url_of("postgres", f"tls_ca={tls}/cert.pem",
+                                f"replica=127.0.0.1:{port}"))[1]
+                for check in ("certificate", "replica certificate"):
+                    self.assertEqual(findings[check]["level"], level, findings[check])
+
+
 if __name__ == "__main__":
     main()

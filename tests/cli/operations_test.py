@@ -1,7 +1,8 @@
 """docs/operations.md: what it tells operators to run works, as root, in namespaces of its own.
 
 The blocks marked `sh users` run in order, in one shell, with users that exist in no other place.
-Those marked `sh users fails` must fail with exit code 7.
+Those marked `sh users fails` must fail with exit code 7. Those marked `sh postgres` run in order
+against a PostgreSQL server.
 """
 
 import os
@@ -10,6 +11,7 @@ import re
 import shutil
 import subprocess
 
+import servers
 from support import EXIT, CliTest, main
 
 SOURCE = pathlib.Path(__file__).resolve().parents[2]
@@ -25,10 +27,10 @@ exec bash "$ROOT/script"
 """
 
 
-def blocks(page):
-    """Returns (mark, text) of each block marked `sh users...`."""
+def blocks(page, mark="users(?: fails)?"):
+    """Returns (mark, text) of each block marked `sh users...`, or otherwise."""
     text = (SOURCE / "docs" / page).read_text()
-    return re.findall(r"^```sh (users(?: fails)?)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```sh ({mark})\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 class OperationsTest(CliTest):
@@ -66,6 +68,27 @@ class OperationsTest(CliTest):
         self.assertIn("1 items at update 1, ", printed[2], done.stdout)
         del printed[2]
         self.assertEqual(printed, ["1", "hello1", "640 flags flagreaders", "hello"])
+
+    def test_recipes_for_postgres_create_back_up_and_restore_a_log(self):
+        server = servers.Postgres(self)
+        server.sql("DROP DATABASE flags", "postgres")
+        script = "".join(text for _, text in blocks("operations.md", "postgres"))
+        self.assertEqual(script.count("pg_dump"), 1)
+        # TLS is off on loopback, and files belong to the test.
+        script = script.replace("db.example/flags?tls_ca=/etc/ssl/ca.pem",
+                                f"127.0.0.1:{server.port}/flags")
+        script = re.sub(r"/(tmp|var)/", rf"{self.directory}/\1/", script)
+        for directory in ("tmp", "var/backups", "var/lib/whycache"):
+            os.makedirs(f"{self.directory}/{directory}", mode=0o700)
+        environment = {
+            **self.machine.environment(WHYCACHE_LOG=None, WHYCACHE_STATE=None),
+            "PGHOST": server.directory, "PGPORT": str(server.port), "PGUSER": "postgres",
+            "PATH": f"{pathlib.Path(self.program).parent}:{server.programs}:{os.environ['PATH']}",
+        }
+        done = subprocess.run(["bash", "-euxo", "pipefail", "-c", script], env=environment,
+                              capture_output=True, text=True, check=False)
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        self.assertIn("rebuilt", done.stderr)
 
 
 if __name__ == "__main__":

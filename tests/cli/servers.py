@@ -182,6 +182,12 @@ class Postgres(Server):
             "-c", "dynamic_shared_memory_type=mmap")
         self.sql("CREATE DATABASE flags", "postgres")
 
+    def accepts_connections(self):
+        """Whether it lets users in: it listens before it is ready for that."""
+        self.test.assertIsNone(self.process.poll(), "the server ended")
+        ready = [self.programs / "pg_isready", "-q", "-h", self.directory, "-p", str(self.port)]
+        return subprocess.run(ready, check=False).returncode == 0
+
     def sql(self, statements, database="flags"):
         """Runs statements as the administrator of the server. Returns what they print."""
         return subprocess.run(
