@@ -1,23 +1,28 @@
-// What a feed of all changes costs the writer that it watches. A process writes to a log
-// in files or SQLite at full speed, with keys among --items. In turn it keeps no ring, keeps one,
-// and is watched by another process, which must see every update.
-#include <signal.h>
-#include <sys/mman.h>
-#include <sys/wait.h>
-#include <unistd.h>
+// What a feed of all changes costs the writer that it watches. A process writes to a log in files
+// or SQLite at full speed, with keys among --items. Workloads:
+//
+//   write_without_ring  keeps no ring of changes
+//   write               keeps one
+//   write_watched       keeps one, and another process reads a feed of it
+//
+// Each measurement has a directory, a log and a state of its own, which begin empty. Each
+// repetition begins with another workload, so that none profits from its place. It is an error if
+// the feed misses an update, has one twice, or resets.
+#include <fmt/format.h>
 
+#include <array>
 #include <atomic>
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
-#include <cstdlib>
-#include <filesystem>
-#include <new>
+#include <optional>
 #include <stdexcept>
 #include <string>
-#include <vector>
+#include <thread>
 
 #include <whycache/cache.h>
 
+#include "bench/child.h"
 #include "bench/program.h"
 #include "bench/temporary_directory.h"
 
@@ -30,50 +35,75 @@ using whycache::FeedChange;
 using whycache::Options;
 using whycache::UpdateId;
 
-// What the watching process reports, in memory that both share.
+struct Workload {
+  const char* name;
+  std::uint64_t ring_bytes;
+  bool is_watched;
+};
+
+constexpr std::uint64_t ring_bytes_of_default = std::uint64_t{16} << 20;
+constexpr std::array workloads{Workload{"write_without_ring", 0, false},
+                               Workload{"write", ring_bytes_of_default, false},
+                               Workload{"write_watched", ring_bytes_of_default, true}};
+
 struct Watched {
-  std::atomic<std::uint64_t> last_id{0};
+  std::atomic<bool> is_ready{false};
+  std::atomic<UpdateId> last_id{0};
   std::atomic<std::uint64_t> updates{0};
   std::atomic<std::uint64_t> resets{0};
 };
 
-struct Place {
-  std::string log;
-  std::string state;
-  std::uint64_t ring_bytes;
-};
-
-Options options_at(const Place& place) {
+Cache open(const std::string& scheme, const std::string& directory, const Workload& workload) {
   Options options;
-  options.state_path = place.state;
-  options.changes_bytes = place.ring_bytes;
-  return options;
+  options.state_path = directory + "/state";
+  options.changes_bytes = workload.ring_bytes;
+  return Cache(scheme + "://" + directory + "/log", options);
 }
 
-pid_t start_watcher(const Place& place, Watched& watched) {
-  const pid_t child = ::fork();
-  if (child != 0) return child;
-  const Cache cache(place.log, options_at(place));
-  for (const FeedChange& change : cache.changes(cache.applied_id())) {
-    (change.kind == FeedChange::Kind::reset ? watched.resets : watched.updates)
+// The process that watches: counts the updates beyond `first`, each of which has one change.
+void watch(const Cache& cache, UpdateId first, Watched& watched) {
+  whycache::Changes changes = cache.changes(first);
+  watched.is_ready = true;
+  while (const std::optional<FeedChange> change = changes.next()) {
+    (change->kind == FeedChange::Kind::reset ? watched.resets : watched.updates)
         .fetch_add(1, std::memory_order_relaxed);
-    watched.last_id.store(change.id, std::memory_order_release);
+    watched.last_id.store(change->id, std::memory_order_release);
   }
-  ::_exit(1);
+}
+
+// Waits until the watcher has seen the last update. Throws std::runtime_error unless it has seen
+// each update once.
+void check_watched(Child& watcher, const Watched& watched, UpdateId first, UpdateId last) {
+  const auto give_up_at = Clock::now() + std::chrono::seconds(60);
+  while (watched.last_id.load(std::memory_order_acquire) < last && Clock::now() < give_up_at) {
+    watcher.throw_if_failed();
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  if (watched.resets == 0 && watched.updates == last - first) return;
+  throw std::runtime_error(fmt::format(
+      "the feed did not have each update once: updates={} seen={} resets={} last={} last_seen={}",
+      last - first, watched.updates.load(), watched.resets.load(), last, watched.last_id.load()));
 }
 
 // Returns the writes per second.
-double write_for(const Place& place, double seconds, std::uint64_t items, bool with_watcher,
-                 std::uint64_t& missed) {
-  void* const memory =
-      ::mmap(nullptr, sizeof(Watched), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-  auto& watched = *new (memory) Watched;
-  Cache cache(place.log, options_at(place));
+double write_for(double seconds, std::uint64_t items, const std::string& scheme,
+                 const std::string& parent_directory, const Workload& workload) {
+  const TemporaryDirectory directory(parent_directory);
+  Cache cache = open(scheme, directory.path(), workload);
   const std::string value(100, 'v');
-  cache.set("key0", value);
-  const UpdateId first = cache.applied_id();
-  const pid_t watcher = with_watcher ? start_watcher(place, watched) : 0;
-  if (with_watcher) ::usleep(200'000);
+  const UpdateId first = cache.set("key0", value);
+  const SharedWithChildren<Watched> watched;
+  std::optional<Child> watcher;
+  if (workload.is_watched) {
+    watcher.emplace([&] {
+      const Cache own = open(scheme, directory.path(), workload);
+      watch(own, first, *watched);
+    });
+  }
+  while (watcher && !watched->is_ready) {
+    watcher->throw_if_failed();
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
   const auto began = Clock::now();
   std::uint64_t count = 0;
   double passed = 0;
@@ -81,46 +111,25 @@ double write_for(const Place& place, double seconds, std::uint64_t items, bool w
     for (int i = 0; i < 64; ++i) cache.set("key" + std::to_string(count++ % items), value);
     passed = std::chrono::duration<double>(Clock::now() - began).count();
   }
-  const UpdateId last = cache.applied_id();
-  if (with_watcher) {
-    const auto give_up = Clock::now() + std::chrono::seconds(30);
-    while (watched.last_id.load(std::memory_order_acquire) < last && Clock::now() < give_up)
-      ::usleep(10'000);
-    const std::uint64_t seen = watched.updates.load();
-    missed += watched.resets.load() > 0 || last - first < seen ? 0 : last - first - seen;
-    ::kill(watcher, SIGKILL);
-    ::waitpid(watcher, nullptr, 0);
-  }
-  ::munmap(memory, sizeof(Watched));
+  if (watcher) check_watched(*watcher, *watched, first, cache.applied_id());
   return static_cast<double>(count) / passed;
 }
 
 double seconds_of_a_measurement = 1;
 
 void measure(const BenchmarkOptions& options, std::uint64_t items, Report& report) {
-  const TemporaryDirectory directory(options.directory);
-  std::uint64_t missed = 0;
   for (const std::string scheme : {"file", "sqlite"}) {
-    const auto add = [&](const char* workload, const Place& place, bool with_watcher) {
-      stop_if_interrupted();
-      report.add(workload, items, scheme, "writes/s",
-                 write_for(place, seconds_of_a_measurement, items, with_watcher, missed));
-    };
     for (int repetition = 0; repetition < options.repetitions; ++repetition) {
-      const std::string name = directory.path() + "/" + scheme + std::to_string(repetition);
-      std::filesystem::create_directory(name);
-      const std::string log = scheme == "file" ? "file://" + name : "sqlite://" + name + "/log.db";
-      const Place place{log, name + "/ring.state", std::uint64_t{16} << 20};
-      add("write_without_ring", {log, name + "/bare.state", 0}, false);
-      const bool watched_first = repetition % 2 == 1;
-      for (const bool with_watcher : {watched_first, !watched_first})
-        add(with_watcher ? "write_watched" : "write", place, with_watcher);
-      std::filesystem::remove_all(name);
+      for (std::size_t i = 0; i < workloads.size(); ++i) {
+        stop_if_interrupted();
+        const auto turn = static_cast<std::size_t>(repetition) + i;
+        const Workload& workload = workloads.at(turn % workloads.size());
+        report.add(workload.name, items, scheme, "writes/s",
+                   write_for(seconds_of_a_measurement, items, scheme, options.directory, workload));
+      }
     }
   }
-  for (const char* const workload : {"write_without_ring", "write", "write_watched"})
-    report.print(workload, items);
-  if (missed > 0) throw std::runtime_error("a feed missed updates: " + std::to_string(missed));
+  for (const Workload& workload : workloads) report.print(workload.name, items);
 }
 
 }  // namespace
