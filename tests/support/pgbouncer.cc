@@ -5,6 +5,7 @@
 #include <pwd.h>
 #include <signal.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -37,7 +38,23 @@ bool Pgbouncer::is_installed() {
          (::geteuid() != 0 || ::getpwnam("postgres") != nullptr);
 }
 
-Pgbouncer::Pgbouncer(std::uint16_t server_port) : port_(free_port()), owner_pid_(::getpid()) {
+Pgbouncer::Pgbouncer(std::uint16_t server_port) : owner_pid_(::getpid()) {
+  // Another process may have taken the port, so try others.
+  for (int attempt = 0; attempt < 3; ++attempt) {
+    launch(server_port);
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+    while (std::chrono::steady_clock::now() < end && ::waitpid(pid_, nullptr, WNOHANG) == 0) {
+      if (accepts_connections(port_)) return;
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    ::kill(pid_, SIGKILL);
+    wait_for(pid_);
+  }
+  throw std::runtime_error("pgbouncer does not start: " + read_file(directory_.file("log")));
+}
+
+void Pgbouncer::launch(std::uint16_t server_port) {
+  port_ = free_port();
   std::ofstream(directory_.file("users")) << "\"postgres\" \"\"\n";
   std::ofstream(directory_.file("pgbouncer.ini"))
       << "[databases]\n* = host=127.0.0.1 port=" << server_port
@@ -59,12 +76,6 @@ Pgbouncer::Pgbouncer(std::uint16_t server_port) : port_(free_port()), owner_pid_
   words.push_back(find_program("pgbouncer"));
   words.push_back(directory_.file("pgbouncer.ini"));
   pid_ = run_program(words, directory_.file("log"));
-  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(30);
-  while (!accepts_connections(port_)) {
-    if (std::chrono::steady_clock::now() > end)
-      throw std::runtime_error("pgbouncer does not start: " + read_file(directory_.file("log")));
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
-  }
 }
 
 Pgbouncer::~Pgbouncer() {

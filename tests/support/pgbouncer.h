@@ -27,6 +27,8 @@ class Pgbouncer {
   }
 
  private:
+  void launch(std::uint16_t server_port);
+
   TemporaryDirectory directory_;
   std::uint16_t port_ = 0;
   pid_t pid_ = -1;

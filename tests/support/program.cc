@@ -12,6 +12,7 @@
 #include <cerrno>
 #include <fstream>
 #include <iterator>
+#include <random>
 #include <stdexcept>
 
 namespace whycache::testing {
@@ -57,16 +58,38 @@ int wait_for(pid_t pid) {
   return status;
 }
 
-std::uint16_t free_port() {
+namespace {
+
+// The first of the ports that the kernel gives to connections: a server that is to start, or is
+// being restarted, may lose one of them.
+std::uint16_t first_ephemeral_port() {
+  std::ifstream range("/proc/sys/net/ipv4/ip_local_port_range");
+  unsigned first = 0;
+  return range >> first && first > 12'000 ? static_cast<std::uint16_t>(first) : 32'768;
+}
+
+bool is_free(std::uint16_t port) {
   const int descriptor = ::socket(AF_INET, SOCK_STREAM, 0);
   sockaddr_in address{};
   address.sin_family = AF_INET;
   address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof address;
-  ::bind(descriptor, reinterpret_cast<sockaddr*>(&address), size);
-  ::getsockname(descriptor, reinterpret_cast<sockaddr*>(&address), &size);
+  address.sin_port = htons(port);
+  const bool is_bound =
+      ::bind(descriptor, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0;
   ::close(descriptor);
-  return ntohs(address.sin_port);
+  return is_bound;
+}
+
+}  // namespace
+
+std::uint16_t free_port() {
+  static const std::uint16_t end = first_ephemeral_port();
+  std::random_device random;
+  for (int attempt = 0; attempt < 1'000; ++attempt) {
+    const auto port = static_cast<std::uint16_t>(10'000 + random() % (end - 10'000U));
+    if (is_free(port)) return port;
+  }
+  throw std::runtime_error("there is no free port");
 }
 
 }  // namespace whycache::testing
