@@ -27,6 +27,7 @@
 JOBS ?= $(shell nproc)
 # Tests wait for servers and disks for much of their time.
 PARALLEL_TESTS ?= $(shell expr $$(nproc) + 1)
+CTEST_OPTIONS = --parallel $(PARALLEL_TESTS) --no-label-summary
 FUZZ_SECONDS ?= 60
 DIRECTORIES := $(wildcard include src cli demo examples bench tests fuzz)
 SOURCES = $(shell find $(DIRECTORIES) -name '*.h' -o -name '*.cc')
@@ -49,22 +50,23 @@ demo:
 	cmake --build --preset release --parallel $(JOBS) --target whycache whycache-demo
 	build/release/bin/whycache-demo $(if $(DATA),--data $(DATA))
 
-# The last output is the summary of ctest.
+# The last output is the summary of ctest. If tests fail, the ends of their outputs follow.
 test: build
-	ctest --preset dev --parallel $(PARALLEL_TESTS) --no-label-summary
+	ctest --preset dev $(CTEST_OPTIONS) || { scripts/print_failures.py build/dev; exit 1; }
 
 test-asan test-tsan: test-%:
 	scripts/install_packages.sh build test
 	cmake --preset $*
 	cmake --build --preset $* --parallel $(JOBS)
-	ctest --preset $* --parallel $(PARALLEL_TESTS) --no-label-summary
+	ctest --preset $* $(CTEST_OPTIONS) || { scripts/print_failures.py build/$*; exit 1; }
 
 test-release:
 	scripts/install_packages.sh build test
 	cmake --preset release-test
 	cmake --build --preset release-test --parallel $(JOBS)
 	WHYCACHE_HISTORY_SECONDS=120 WHYCACHE_COMMITS=100000 \
-	  ctest --preset release-test --parallel $(PARALLEL_TESTS) --no-label-summary
+	  ctest --preset release-test $(CTEST_OPTIONS) || \
+	  { scripts/print_failures.py build/release-test; exit 1; }
 
 test-all: test test-asan test-tsan test-release
 
