@@ -262,8 +262,8 @@ CommandAction prepare_follow(CLI::App& parser) {
   add_duration_option(parser, "--interval", arguments->interval,
                       "how often to poll the log while updates arrive (5ms)");
   add_duration_option(parser, "--interval-max", arguments->interval_max,
-                      "how often while none do (2s, or 20s for memory and PostgreSQL if they "
-                      "tell of updates; with --interval alone, the same)");
+                      "how often while none do (2s; 20s if PostgreSQL notifies; with --interval "
+                      "alone, the same)");
   add_json_option(parser, arguments->json);
   add_target_options(parser, arguments->target);
   return [arguments](Output& output) { return follow(*arguments, output); };
