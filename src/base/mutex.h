@@ -5,6 +5,7 @@
 
 #include <condition_variable>
 #include <mutex>
+#include <new>
 #include <utility>
 
 #include "base/clock.h"
@@ -29,6 +30,12 @@
 #define WHYCACHE_NO_THREAD_SAFETY_ANALYSIS WHYCACHE_THREAD_ANNOTATION(no_thread_safety_analysis)
 
 namespace whycache {
+
+// For a forked child: makes it destructible. Its destructor would wait without end for threads of
+// the parent that waited for `changed` during the fork.
+inline void forget_waiters_of_parent(std::condition_variable& changed) noexcept {
+  new (&changed) std::condition_variable;
+}
 
 // A std::mutex with annotations. In a forked child it is still locked if another thread of the
 // parent held it. Either a fork handler (base/fork_handlers.h) locks it around the fork or
@@ -89,6 +96,8 @@ class WHYCACHE_THREAD_ANNOTATION(capability("mutex")) TimedMutex {
     }
     released_.notify_one();
   }
+  // For a forked child, which may then only destroy it.
+  void forget_waiters_of_parent() noexcept { whycache::forget_waiters_of_parent(released_); }
 
  private:
   std::mutex mutex_;

@@ -41,7 +41,10 @@ class MemoryLog::Store final : ForkHandler {
   std::condition_variable appended;  // or a waiter is to look at its stop
 
  private:
-  void after_fork_in_child() noexcept override { is_forked_copy_ = true; }
+  void after_fork_in_child() noexcept override {
+    is_forked_copy_ = true;
+    forget_waiters_of_parent(appended);
+  }
 
   // Written in a child by its only thread, before there are others.
   bool is_forked_copy_ = false;

@@ -44,6 +44,18 @@ TEST(MemoryLog, append_of_reserved_id_or_empty_update_is_invalid) {
       ErrorKind::invalid, [&] { log.append(1, ""); }, "empty");
 }
 
+TEST(MemoryLog, child_may_destroy_log_that_thread_of_parent_waits_for) {
+  auto log = std::make_unique<MemoryLog>();
+  std::thread waiter([&] { log->wait(0, std::chrono::milliseconds(500)); });
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  Child child([&] {
+    ::alarm(20);
+    log.reset();
+  });
+  EXPECT_EQ(child.wait(), 0);
+  waiter.join();
+}
+
 // The child has a copy of the log: no other process would read its append.
 TEST(MemoryLog, append_in_forked_child_is_invalid) {
   const auto log = MemoryLog::shared("a_parent");
