@@ -114,6 +114,7 @@ class WHYCACHE_API Log {
   // store says that there may be one, and false otherwise: before the time has passed, if it cannot
   // rely on being told. The answer is a hint. A wake-up without an update, and an update without a
   // wake-up, cost time and nothing else: the caller reads the log, and does so at intervals anyway.
+  // Until a thread has read it, all waits may return true.
   //
   // If this process cannot be woken, for lack of a descriptor for example, throws an Error once
   // that says why. From then on notifies() returns false, and wait() sleeps. The default sleeps.

@@ -117,6 +117,9 @@ inline std::string describe_instances(const std::vector<std::string>& instances)
   return text + (instances.size() > described_instances_max ? ", and others" : "");
 }
 
+// What an operator does about a damaged log in a database.
+inline constexpr char restore_log_hint[] = " (restore the log from a backup)";
+
 // What an operator does about a log that a newer version has written to.
 inline constexpr char upgrade_hint[] =
     " (a newer whycache wrote it: upgrade this machine; in a fleet first all that follow, then all "
@@ -132,9 +135,9 @@ inline Error unknown_log_row_error(const std::string& log, std::uint64_t format,
 }
 
 inline Error missing_update_error(const std::string& log, UpdateId id, UpdateId head) {
-  return Error(ErrorKind::corrupt,
-               "update is missing in the log: log=" + log + " id=" + std::to_string(id) +
-                   " head=" + std::to_string(head) + " (restore the log from a backup)");
+  return Error(ErrorKind::corrupt, "update is missing in the log: log=" + log +
+                                       " id=" + std::to_string(id) +
+                                       " head=" + std::to_string(head) + restore_log_hint);
 }
 
 }  // namespace whycache

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <optional>
+#include <string_view>
 
 #include <whycache/log.h>
 
@@ -18,6 +19,18 @@ struct LogTableRow : LogMetadata {
 
   Extent extent() const { return {uuid, base, base_chain, std::max(base, last), store_id}; }
 };
+
+inline std::string_view as_bytes(const Uuid& uuid) {
+  return {reinterpret_cast<const char*>(uuid.data()), uuid.size()};
+}
+
+// Returns the uuid in a column; nullopt if it is NULL, or not one.
+inline std::optional<Uuid> to_uuid(std::optional<std::string_view> bytes) {
+  Uuid uuid;
+  if (!bytes || bytes->size() != uuid.size()) return std::nullopt;
+  std::copy(bytes->begin(), bytes->end(), uuid.begin());
+  return uuid;
+}
 
 // The newest update of a primary, with which a replica's updates must end.
 struct PrimaryHead {

@@ -20,6 +20,7 @@
 #include "log/mysql_connection.h"
 #include "log/rewrite_in_database.h"
 #include "log/socket_timeout.h"
+#include "log/tls_failure.h"
 #include "update/update.h"
 
 namespace whycache {
@@ -42,7 +43,6 @@ constexpr int immediate_retries_max = 2;
 // After a deadlock: random pauses, so that the same transactions do not meet again.
 constexpr Backoff::Pauses retry_pauses{std::chrono::milliseconds(1), std::chrono::milliseconds(64),
                                        1.0};
-constexpr char restore_hint[] = " (restore the log from a backup)";
 
 // Error codes that the headers of some client libraries do not have.
 constexpr unsigned record_has_changed = 1020;  // ER_CHECKREAD: MariaDB, innodb_snapshot_isolation
@@ -100,17 +100,6 @@ std::string quoted(const Uuid& uuid) {
     text += digits[byte & 15];
   }
   return text + '\'';
-}
-
-std::string_view as_bytes(const Uuid& uuid) {
-  return {reinterpret_cast<const char*>(uuid.data()), uuid.size()};
-}
-
-std::optional<Uuid> to_uuid(std::optional<std::string_view> bytes) {
-  Uuid uuid;
-  if (!bytes || bytes->size() != uuid.size()) return std::nullopt;
-  std::copy(bytes->begin(), bytes->end(), uuid.begin());
-  return uuid;
 }
 
 // The columns that describe a log. They follow the two of an update.
@@ -241,18 +230,6 @@ bool is_permission_failure(unsigned code) {
   }
 }
 
-// Whether `words` occur in `text` as whole words. Both are in lower case.
-bool contains_words(std::string_view text, std::string_view words) {
-  const auto is_letter = [&](std::size_t at) { return 'a' <= text[at] && text[at] <= 'z'; };
-  for (std::size_t begin = text.find(words); begin != std::string_view::npos;
-       begin = text.find(words, begin + 1)) {
-    const std::size_t end = begin + words.size();
-    if ((begin == 0 || !is_letter(begin - 1)) && (end == text.size() || !is_letter(end)))
-      return true;
-  }
-  return false;
-}
-
 // Returns the error for a limit that the server, or this process, has reached.
 std::optional<Error> shortage_error(unsigned code, const std::string& message) {
   switch (code) {
@@ -271,44 +248,6 @@ std::optional<Error> shortage_error(unsigned code, const std::string& message) {
     case ER_DATA_TOO_LONG: return Error(ErrorKind::limit, message);
     default: return std::nullopt;
   }
-}
-
-std::string in_lower_case(std::string text) {
-  std::transform(text.begin(), text.end(), text.begin(),
-                 [](char c) { return 'A' <= c && c <= 'Z' ? static_cast<char>(c | 0x20) : c; });
-  return text;
-}
-
-// Returns the next step for a TLS failure. TLS libraries word their reasons differently.
-std::string what_to_do_about_tls(const std::string& failure_reason) {
-  const std::string reason = in_lower_case(failure_reason);
-  const auto has = [&](std::string_view words) { return reason.find(words) != std::string::npos; };
-  if (has("expired")) return " (renew the certificate of the server)";
-  if (has("not yet valid") || has("not activated"))
-    return " (correct the clock of this machine, or the certificate of the server)";
-  if (has("hostname") || has("host name"))
-    return " (the url must name the server as its certificate does)";
-  if (has("validation")) {
-    return " (the url must name the server as its certificate does, and tls_ca the file of the "
-           "authority that signed it)";
-  }
-  if (has("required") || has("does not support"))
-    return " (turn on TLS at the server: ssl_cert, ssl_key)";
-  if (has("no such file") || has("permission"))
-    return " (correct tls_ca, tls_cert and tls_key in the url, and the permissions of these files)";
-  return " (name the file of the authority that signed the certificate of the server with tls_ca)";
-}
-
-// Whether TLS failed because the server will never be trusted, as opposed to a connection that
-// broke. Both have the same code: only the text differs.
-bool is_tls_trust_failure(const MysqlFailure& failure) {
-  if (failure.code != CR_SSL_CONNECTION_ERROR) return false;
-  const std::string reason = in_lower_case(failure.reason);
-  constexpr std::string_view phrases[] = {"certificate",     "certificates",    "validation",
-                                          "hostname",        "no such file",    "ssl is required",
-                                          "tls is required", "does not support"};
-  return std::any_of(std::begin(phrases), std::end(phrases),
-                     [&](std::string_view phrase) { return contains_words(reason, phrase); });
 }
 
 }  // namespace
@@ -412,7 +351,7 @@ std::string MysqlLog::lock_holders(const Deadline& deadline) const {
   return " connections_with_locks=\"" + holders + "\" (KILL ends a connection and its transaction)";
 }
 
-Error MysqlLog::connect_error(const MysqlServer& server, const MysqlFailure& failure) const {
+Error MysqlLog::connect_error(const MysqlServer& server, const MysqlFailure& failure) {
   const std::string message = "cannot connect to database: log=" + name() +
                               " server=" + server.address() + " reason=\"" + failure.reason +
                               "\" code=" + std::to_string(failure.code);
@@ -427,11 +366,11 @@ Error MysqlLog::connect_error(const MysqlServer& server, const MysqlFailure& fai
                  message + " (create it: CREATE DATABASE `" + server.database + "`)");
   }
   if (failure.code == CR_AUTH_PLUGIN_CANNOT_LOAD) return Error(ErrorKind::invalid, message);
-  if (is_tls_trust_failure(failure)) {
-    // Only the operator of the server can renew a certificate: nothing is wrong with the call.
-    const bool has_expired = in_lower_case(failure.reason).find("expired") != std::string::npos;
-    return Error(has_expired ? ErrorKind::unavailable : ErrorKind::invalid,
-                 message + what_to_do_about_tls(failure.reason));
+  if (failure.code == CR_SSL_CONNECTION_ERROR && is_tls_trust_failure(failure.reason)) {
+    // Once a log is open, its url was right: it is the server that has changed.
+    const bool is_servers_fault = is_open_ || is_expired_certificate(failure.reason);
+    return Error(is_servers_fault ? ErrorKind::unavailable : ErrorKind::invalid,
+                 message + next_step_for_tls(failure.reason, "ssl_cert, ssl_key"));
   }
   return Error(ErrorKind::unavailable, message);
 }
@@ -487,7 +426,7 @@ Error MysqlLog::error(const char* what, const MysqlFailure& failure, IfLost if_l
     case ER_NO_SUCH_TABLE_IN_ENGINE:
     case ER_CRASHED_ON_USAGE:
     case ER_NOT_KEYFILE:
-    case ER_INDEX_CORRUPT: return Error(ErrorKind::corrupt, message + restore_hint);
+    case ER_INDEX_CORRUPT: return Error(ErrorKind::corrupt, message + restore_log_hint);
     case ER_PARSE_ERROR:
     case ER_NOT_SUPPORTED_YET:
       return Error(
@@ -528,6 +467,7 @@ MysqlLog::~MysqlLog() {
   // Attempts that have finished would close connections of the parent.
   if (pending_connection_) pending_connection_->leak_result();
   if (pending_replica_connection_) pending_replica_connection_->leak_result();
+  mutex_.forget_waiters_of_parent();
 }
 
 void MysqlLog::release_idle_connections() noexcept {
@@ -665,7 +605,7 @@ void MysqlLog::create_log(MysqlConnection& connection) const {
                 EACCES);
   }
   throw Error(ErrorKind::corrupt,
-              "log has updates, but no row in whycache_logs: log=" + name() + restore_hint);
+              "log has updates, but no row in whycache_logs: log=" + name() + restore_log_hint);
 }
 
 void MysqlLog::check_tables(MysqlConnection& connection) {
@@ -890,8 +830,8 @@ void MysqlLog::read_base(const VisitPart& visit) {
           }
           if (read_log_row(connection).token != row.token) throw base_replaced_error(name());
           throw Error(ErrorKind::corrupt, "part of the base is missing: log=" + name() +
-                                              " base=" + std::to_string(row.base) +
-                                              " number=" + std::to_string(number) + restore_hint);
+                                              " base=" + std::to_string(row.base) + " number=" +
+                                              std::to_string(number) + restore_log_hint);
         });
     if (!visit(part)) return;
   }

@@ -1,6 +1,7 @@
 #include "log/postgres_connection.h"
 
 #include <poll.h>
+#include <sys/eventfd.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -40,7 +41,8 @@ constexpr char begin_reading_sql[] = "BEGIN ISOLATION LEVEL READ COMMITTED, READ
 constexpr char begin_writing_sql[] = "BEGIN ISOLATION LEVEL READ COMMITTED, READ WRITE";
 constexpr char commit_sql[] = "COMMIT";
 // Value: the time limit of each statement in milliseconds. synchronous_commit is only ever raised:
-// a session of a pooler may have inherited it from another program.
+// a session of a pooler may have inherited it from another program. A warning says that a commit
+// did not wait for the synchronous replica.
 constexpr char set_up_sql[] =
     "SELECT pg_catalog.pg_postmaster_start_time(), "
     "pg_catalog.set_config('statement_timeout', $1, true), "
@@ -49,6 +51,7 @@ constexpr char set_up_writing_sql[] =
     "SELECT pg_catalog.pg_postmaster_start_time(), "
     "pg_catalog.set_config('statement_timeout', $1, true), "
     "pg_catalog.set_config('lock_timeout', '0', true), "
+    "pg_catalog.set_config('client_min_messages', 'warning', true), "
     "pg_catalog.set_config('synchronous_commit', CASE pg_catalog.current_setting("
     "'synchronous_commit') WHEN 'off' THEN $2 ELSE pg_catalog.current_setting("
     "'synchronous_commit') END, true)";
@@ -160,6 +163,24 @@ std::map<std::string, std::string> parameters_of(const PostgresServer& server,
   if (const std::optional<std::string> password = server.login_password())
     parameters["password"] = *password;
   return parameters;
+}
+
+// Throws Error(invalid) if the environment or the service file leads to another host than the url,
+// which nothing would notice without TLS.
+void check_no_other_host(PGconn* connection, const PostgresAddress& address) {
+  const std::unique_ptr<PQconninfoOption, decltype(&PQconninfoFree)> options(PQconninfo(connection),
+                                                                             &PQconninfoFree);
+  for (const PQconninfoOption* option = options.get();
+       option != nullptr && option->keyword != nullptr; ++option) {
+    if (std::string_view(option->keyword) != "hostaddr" || option->val == nullptr ||
+        *option->val == '\0') {
+      continue;
+    }
+    throw Error(ErrorKind::invalid,
+                "hostaddr leads to another host than the url: server=" + address.text() +
+                    " hostaddr=" + option->val +
+                    " (unset PGHOSTADDR, and remove hostaddr from the service)");
+  }
 }
 
 void put_big_endian(std::uint64_t number, char* to) {
@@ -286,6 +307,7 @@ void PostgresConnection::abandon(std::unique_ptr<PostgresConnection> connection)
   PostgresConnection* const leaked = connection.release();
   if (leaked != nullptr && PQsocket(leaked->connection_) >= 0)
     ::close(PQsocket(leaked->connection_));
+  if (leaked != nullptr) leaked->stop_event_.close();
 }
 
 void PostgresConnection::connect(const PostgresServer& server, const PostgresAddress& address,
@@ -306,6 +328,7 @@ void PostgresConnection::connect(const PostgresServer& server, const PostgresAdd
     connection_ = PQconnectStartParams(keys.data(), values.data(), 0);
   }
   if (connection_ == nullptr) throw PostgresFailure{"53200", "out of memory"};
+  if (!address.verifies_tls) check_no_other_host(connection_, address);
   PQsetNoticeReceiver(connection_, receive_notice, this);
   PQsetErrorVerbosity(connection_, PQERRORS_VERBOSE);
   if (PQstatus(connection_) == CONNECTION_BAD) throw connect_failure(connection_);
@@ -357,29 +380,41 @@ void PostgresConnection::throw_lost() {
   throw PostgresFailure{"", std::move(reason)};
 }
 
-bool PostgresConnection::is_ready_before(short events, const Deadline& deadline) {
+bool PostgresConnection::is_ready_before(short events, const Deadline& deadline,
+                                         int stop_descriptor) {
   for (;;) {
     const int socket = PQsocket(connection_);
     if (socket < 0) throw_lost();
-    const std::chrono::nanoseconds left = deadline.next_wait();
+    const std::chrono::nanoseconds left =
+        stop_descriptor < 0 ? deadline.next_wait() : deadline.remaining();
     const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(left);
     const timespec timeout{static_cast<time_t>(seconds.count()),
                            static_cast<long>((left - seconds).count())};
-    pollfd polled{socket, events, 0};
-    const int ready = ::ppoll(&polled, 1, &timeout, nullptr);
-    if (ready > 0) return true;
+    pollfd polled[] = {{socket, events, 0}, {stop_descriptor, POLLIN, 0}};  // < 0: is ignored
+    const int ready = ::ppoll(polled, std::size(polled), &timeout, nullptr);
+    if (ready > 0 && polled[0].revents != 0) return true;
     if (ready < 0 && errno != EINTR) throw_lost();
     if (deadline.passed()) return false;
   }
 }
 
 void PostgresConnection::wait(short events, const Deadline& deadline) {
-  if (is_ready_before(events, deadline)) return;
+  if (is_ready_before(events, deadline, -1)) return;
   is_broken_ = true;
   throw PostgresFailure{"", "no answer before the deadline"};
 }
 
 std::vector<std::string> PostgresConnection::wait_for_notifications(const Deadline& deadline) {
+  // Waits may be long, so that a stop wakes them; without a descriptor, it is looked for.
+  if (!stop_event_ && deadline.stop().stop_possible())
+    stop_event_ = FileDescriptor(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  const int stop_descriptor = stop_event_.number();
+  std::uint64_t from_earlier = 0;
+  [[maybe_unused]] const ssize_t read = ::read(stop_descriptor, &from_earlier, sizeof from_earlier);
+  const std::stop_callback on_stop(deadline.stop(), [stop_descriptor] {
+    const std::uint64_t one = 1;
+    [[maybe_unused]] const ssize_t written = ::write(stop_descriptor, &one, sizeof one);
+  });
   std::vector<std::string> payloads;
   for (;;) {
     receive_input();
@@ -388,7 +423,7 @@ std::vector<std::string> PostgresConnection::wait_for_notifications(const Deadli
       PQfreemem(notification);
     }
     if (is_broken_) throw_lost();
-    if (!payloads.empty() || !is_ready_before(POLLIN, deadline)) return payloads;
+    if (!payloads.empty() || !is_ready_before(POLLIN, deadline, stop_descriptor)) return payloads;
   }
 }
 
@@ -439,16 +474,12 @@ void PostgresConnection::send(const PostgresStatement& statement, std::vector<St
   steps.push_back({});
 }
 
-// The lock that NOTIFY takes is of the whole server, and others may hold it for long. The limit is
-// for the wait in COMMIT.
+// The transaction is one statement, so that none stays open if it fails. While it is committed, it
+// takes a lock of the whole server, which another one may hold until a disk or a replica answers.
 void PostgresConnection::send_notification() {
-  const PostgresStatement statements[] = {
-      {begin_writing_sql},
-      {"SELECT pg_catalog.set_config('statement_timeout', '1000', true), pg_catalog.pg_notify($1, "
-       "$2)",
-       {PostgresValue::text(notification_->first), PostgresValue::text(notification_->second)}},
-      {commit_sql}};
-  for (const PostgresStatement& statement : statements) send_unprepared(statement);
+  send_unprepared(
+      {"SELECT pg_catalog.set_config('lock_timeout', '1000', true), pg_catalog.pg_notify($1, $2)",
+       {PostgresValue::text(notification_->first), PostgresValue::text(notification_->second)}});
   if (PQpipelineSync(connection_) == 0) throw_lost();
   notification_.reset();
   ++unread_answers_;

@@ -27,6 +27,7 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "base/file.h"
 #include "log/connection_attempt.h"
 #include "log/postgres_server.h"
 
@@ -141,8 +142,9 @@ class PostgresConnection {
                                    const Deadline& deadline);
   void roll_back(const Deadline& deadline) noexcept;
 
-  // Sends NOTIFY after the next transaction that writes, in a transaction of its own. Nothing waits
-  // for its answer, and it fails silently.
+  // Sends NOTIFY after the next transaction that writes, in a transaction of its own, which fails
+  // silently. The next transaction of this connection waits for it: mostly not at all, at most a
+  // second.
   void notify_after_commit(std::string channel, std::string payload) {
     notification_.emplace(std::move(channel), std::move(payload));
   }
@@ -176,8 +178,9 @@ class PostgresConnection {
   PGresult* next_result(const Deadline& deadline);
   void discard_unread_answers(const Deadline& deadline);
   void receive_input();
-  // Returns false if the deadline passes first.
-  bool is_ready_before(short events, const Deadline& deadline);
+  // Returns false if the deadline passes first. `stop_descriptor`: readable when its stop is
+  // requested, or -1 to look for that at intervals.
+  bool is_ready_before(short events, const Deadline& deadline, int stop_descriptor);
   void wait(short events, const Deadline& deadline);
   static void receive_notice(void* connection, const PGresult* notice);
   [[noreturn]] void throw_lost();
@@ -193,6 +196,8 @@ class PostgresConnection {
   // The last warning of the server.
   std::string warning_;
   std::map<std::string, PreparedStatement> prepared_;
+  // An eventfd: a stop was requested during wait_for_notifications().
+  FileDescriptor stop_event_;
 };
 
 using PostgresConnectionAttempt = ConnectionAttempt<PostgresConnection>;

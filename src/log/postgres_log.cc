@@ -14,6 +14,7 @@
 #include "log/log_table_row.h"
 #include "log/postgres_connection.h"
 #include "log/rewrite_in_database.h"
+#include "log/tls_failure.h"
 
 namespace whycache {
 namespace {
@@ -31,12 +32,12 @@ constexpr std::chrono::seconds replica_retry_delay{5};
 // answers in time.
 constexpr std::chrono::milliseconds shortest_wait{10};
 constexpr std::chrono::milliseconds listen_time_min{100};
+constexpr std::chrono::seconds listen_retry_delay{1};
 // After a lost connection, or a prepared statement that the server forgot.
 constexpr int immediate_retries_max = 2;
 // After a deadlock: random pauses, so that the same transactions do not meet again.
 constexpr Backoff::Pauses retry_pauses{std::chrono::milliseconds(1), std::chrono::milliseconds(64),
                                        1.0};
-constexpr char restore_hint[] = " (restore the log from a backup)";
 
 constexpr char logs_table[] = "whycache_logs";
 constexpr char updates_table[] = "whycache_updates";
@@ -102,17 +103,6 @@ std::string describe(const PostgresFailure& failure) {
          (failure.sqlstate.empty() ? "" : " code=" + failure.sqlstate);
 }
 
-std::string_view as_bytes(const Uuid& uuid) {
-  return {reinterpret_cast<const char*>(uuid.data()), uuid.size()};
-}
-
-std::optional<Uuid> to_uuid(std::optional<std::string_view> bytes) {
-  Uuid uuid;
-  if (!bytes || bytes->size() != uuid.size()) return std::nullopt;
-  std::copy(bytes->begin(), bytes->end(), uuid.begin());
-  return uuid;
-}
-
 using Value = PostgresValue;
 
 // Channels are per database.
@@ -127,6 +117,13 @@ bool is_out_of_date_plan(const PostgresFailure& failure) {
 // Whether nothing was done, and another attempt may succeed.
 bool is_retryable(const PostgresFailure& failure) {
   return failure.is("40001") || failure.is("40P01");
+}
+
+// Whether the server, or what answers in its place, knows no LISTEN. It may accept later what it
+// refuses for other reasons: it starts, is read-only, has too many connections, or another
+// password.
+bool cannot_listen(const PostgresFailure& failure) {
+  return failure.is("0A000") || failure.is_of_class("42");
 }
 
 bool is_permission_failure(const PostgresFailure& failure) {
@@ -147,31 +144,6 @@ std::optional<Error> shortage_error(const PostgresFailure& failure, const std::s
   }
   if (failure.is_of_class("54")) return Error(ErrorKind::limit, message);
   return std::nullopt;
-}
-
-// Whether TLS failed because the server will never be trusted, as opposed to a connection that
-// broke. libpq reports both in words only.
-bool is_trust_failure(const PostgresFailure& failure) {
-  if (!failure.sqlstate.empty()) return false;
-  constexpr std::string_view phrases[] = {"certificate", "does not match host name",
-                                          "does not support SSL", "private key file"};
-  return std::any_of(std::begin(phrases), std::end(phrases),
-                     [&](std::string_view phrase) { return contains(failure.reason, phrase); });
-}
-
-std::string next_step_for_tls(const std::string& reason) {
-  if (contains(reason, "expired")) return " (renew the certificate of the server)";
-  if (contains(reason, "not yet valid"))
-    return " (correct the clock of this machine, or the certificate of the server)";
-  if (contains(reason, "does not match host name"))
-    return " (the url must name the server as its certificate does)";
-  if (contains(reason, "does not support SSL"))
-    return " (turn on TLS at the server: ssl, ssl_cert_file, ssl_key_file)";
-  if (contains(reason, "could not") || contains(reason, "does not exist") ||
-      contains(reason, "private key file")) {
-    return " (correct tls_ca, tls_cert and tls_key in the url, and the permissions of these files)";
-  }
-  return " (name the file of the authority that signed the certificate of the server with tls_ca)";
 }
 
 }  // namespace
@@ -250,7 +222,8 @@ std::string PostgresLog::lock_holders(const Deadline& deadline) {
   std::string holders;
   try {
     const PostgresRows rows = connection_->query(
-        {"SELECT DISTINCT a.pid::text, a.usename::text, COALESCE(a.client_addr::text, 'socket') "
+        {"SELECT DISTINCT a.pid::text, a.usename::text, CASE WHEN a.client_port = -1 "
+         "THEN 'socket' ELSE COALESCE(pg_catalog.host(a.client_addr), '?') END "
          "FROM pg_catalog.pg_locks AS k JOIN pg_catalog.pg_stat_activity AS a ON a.pid = k.pid "
          "WHERE k.locktype = 'relation' AND k.granted AND k.relation IN "
          "(pg_catalog.to_regclass($1), pg_catalog.to_regclass($2)) "
@@ -271,8 +244,7 @@ std::string PostgresLog::lock_holders(const Deadline& deadline) {
          "\" (pg_terminate_backend() ends a connection and its transaction)";
 }
 
-Error PostgresLog::connect_error(const PostgresServer& server,
-                                 const PostgresFailure& failure) const {
+Error PostgresLog::connect_error(const PostgresServer& server, const PostgresFailure& failure) {
   const std::string message = "cannot connect to database: log=" + name() +
                               " server=" + server.address() + describe(failure);
   if (is_permission_failure(failure) || contains(failure.reason, "no password supplied")) {
@@ -300,11 +272,11 @@ Error PostgresLog::connect_error(const PostgresServer& server,
       contains(failure.reason, "expected authentication request")) {
     return Error(ErrorKind::invalid, message + " (this is not a PostgreSQL server)");
   }
-  if (is_trust_failure(failure)) {
-    // Only the operator of the server can renew a certificate: nothing is wrong with the call.
-    const bool has_expired = contains(failure.reason, "expired");
-    return Error(has_expired ? ErrorKind::unavailable : ErrorKind::invalid,
-                 message + next_step_for_tls(failure.reason));
+  if (failure.sqlstate.empty() && is_tls_trust_failure(failure.reason)) {
+    // Once a log is open, its url was right: it is the server that has changed.
+    const bool is_servers_fault = is_open_ || is_expired_certificate(failure.reason);
+    return Error(is_servers_fault ? ErrorKind::unavailable : ErrorKind::invalid,
+                 message + next_step_for_tls(failure.reason, "ssl, ssl_cert_file, ssl_key_file"));
   }
   return Error(ErrorKind::unavailable, message);
 }
@@ -343,7 +315,7 @@ Error PostgresLog::error(const char* what, const PostgresFailure& failure, IfAns
     return Error(ErrorKind::corrupt,
                  message + " (a table is missing, or not as whycache creates it)");
   }
-  if (failure.is_of_class("XX")) return Error(ErrorKind::corrupt, message + restore_hint);
+  if (failure.is_of_class("XX")) return Error(ErrorKind::corrupt, message + restore_log_hint);
   // The server answered, so nothing was done; except for a failure of the commit itself.
   return Error(if_unanswered, message);
 }
@@ -382,6 +354,9 @@ PostgresLog::~PostgresLog() {
   if (pending_connection_) pending_connection_->leak_result();
   if (pending_replica_connection_) pending_replica_connection_->leak_result();
   if (pending_listener_) pending_listener_->leak_result();
+  mutex_.forget_waiters_of_parent();
+  listener_mutex_.forget_waiters_of_parent();
+  forget_waiters_of_parent(waiters_changed_);
 }
 
 void PostgresLog::release_idle_connections() noexcept {
@@ -507,7 +482,7 @@ void PostgresLog::create_log(PostgresConnection& connection, const Deadline& dea
                 "cannot create log: log=" + name() + describe(failure) + ' ' + next + ")", EACCES);
   }
   throw Error(ErrorKind::corrupt,
-              "log has updates, but no row in whycache_logs: log=" + name() + restore_hint);
+              "log has updates, but no row in whycache_logs: log=" + name() + restore_log_hint);
 }
 
 void PostgresLog::check_tables(PostgresConnection& connection, const Deadline& deadline) const {
@@ -587,14 +562,14 @@ LogTableRow PostgresLog::read_log_row() {
 }
 
 Extent PostgresLog::extent() {
-  const UpdateId claimed_before = claimed_head_.load(std::memory_order_relaxed);
+  const std::uint64_t claims_before = claim_count_.load(std::memory_order_relaxed);
   return with_connection(IfAnswerLost::retry, "cannot read extent",
                          [&](PostgresConnection& connection, const Deadline& deadline)
                              WHYCACHE_REQUIRES(mutex_) {
                                const LogTableRow row = read_log_row(connection, deadline);
                                note_server(connection);
                                uuid_seen_ = row.uuid;
-                               note_head(row.extent().head, claimed_before);
+                               note_head(row.extent().head, claims_before);
                                return row.extent();
                              });
 }
@@ -687,7 +662,7 @@ std::optional<PollResult> PostgresLog::poll_replica(UpdateId first, const VisitU
                           std::to_string(header_peek_bytes) + ") FROM " + table(updates_table) +
                           " WHERE instance = $1 ORDER BY id DESC LIMIT 1) FROM " +
                           table(logs_table) + " WHERE instance = $1";
-  const UpdateId claimed_before = claimed_head_.load(std::memory_order_relaxed);
+  const std::uint64_t claims_before = claim_count_.load(std::memory_order_relaxed);
   const PrimaryHead primary = with_connection(
       IfAnswerLost::retry, "cannot read extent",
       [&](PostgresConnection& connection, const Deadline& deadline) WHYCACHE_REQUIRES(mutex_) {
@@ -698,7 +673,7 @@ std::optional<PollResult> PostgresLog::poll_replica(UpdateId first, const VisitU
         note_server(connection);
         uuid_seen_ = row.uuid;
         const Extent extent = row.extent();
-        note_head(extent.head, claimed_before);
+        note_head(extent.head, claims_before);
         return PrimaryHead{extent, chain_of(extent.head, rows.at(0, bytes_column).value_or(""))};
       });
   RowBuffer buffer(buffer_bytes_max);
@@ -724,7 +699,7 @@ Extent PostgresLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit
   first = std::max<UpdateId>(first, 1);
   RowBuffer buffer(buffer_bytes_max);
   for (bool is_first_read = true;; is_first_read = false) {
-    const UpdateId claimed_before = claimed_head_.load(std::memory_order_relaxed);
+    const std::uint64_t claims_before = claim_count_.load(std::memory_order_relaxed);
     const Extent extent = with_connection(
         IfAnswerLost::retry, "cannot read updates",
         [&](PostgresConnection& connection, const Deadline& deadline) WHYCACHE_REQUIRES(mutex_) {
@@ -732,7 +707,7 @@ Extent PostgresLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit
                                           is_first_read, buffer, deadline);
           note_server(connection);
           uuid_seen_ = now.uuid;
-          note_head(now.head, claimed_before);
+          note_head(now.head, claims_before);
           read_position_.note_read_from(first);
           if (!buffer.empty()) {
             read_position_.record(buffer.last_id(),
@@ -767,8 +742,8 @@ void PostgresLog::read_base(const VisitPart& visit) {
           if (read_log_row(connection, deadline).token != row.token)
             throw base_replaced_error(name());
           throw Error(ErrorKind::corrupt, "part of the base is missing: log=" + name() +
-                                              " base=" + std::to_string(row.base) +
-                                              " number=" + std::to_string(number) + restore_hint);
+                                              " base=" + std::to_string(row.base) + " number=" +
+                                              std::to_string(number) + restore_log_hint);
         });
     if (!visit(part)) return;
   }
@@ -781,12 +756,22 @@ bool PostgresLog::may_be_beyond(UpdateId after) const {
          claimed_head_.load(std::memory_order_relaxed) > after;
 }
 
-// `claimed_before`: claimed_head_ before the read that found `head` began. A claim that has arrived
-// since stays.
-void PostgresLog::note_head(UpdateId head, UpdateId claimed_before) {
+// `claims_before`: claim_count_ before the read that found `head` began. Claims that have arrived
+// since stay.
+void PostgresLog::note_head(UpdateId head, std::uint64_t claims_before) {
   head_seen_.store(head, std::memory_order_relaxed);
-  if (claimed_before > head)
-    claimed_head_.compare_exchange_strong(claimed_before, 0, std::memory_order_relaxed);
+  if (claimed_head_.load(std::memory_order_relaxed) <= head) return;
+  const MutexLock lock(waiters_mutex_);
+  if (claim_count_.load(std::memory_order_relaxed) == claims_before)
+    claimed_head_.store(0, std::memory_order_relaxed);
+}
+
+// Notifications of several writers may arrive in another order than their updates.
+void PostgresLog::note_claim(UpdateId claimed) {
+  const MutexLock lock(waiters_mutex_);
+  claim_count_.fetch_add(1, std::memory_order_relaxed);
+  if (claimed > claimed_head_.load(std::memory_order_relaxed))
+    claimed_head_.store(claimed, std::memory_order_relaxed);
 }
 
 // Opens the connection that listens. Returns true if there was none.
@@ -796,6 +781,7 @@ bool PostgresLog::listen(const Deadline& deadline) {
   listener_ = connect_postgres(options_.server, options_.deadline, deadline, pending_listener_);
   if (listener_->is_pooled()) {
     notifies_.store(false, std::memory_order_relaxed);
+    listener_.reset();
     return true;
   }
   // It was worth connecting for, even if there is no time left.
@@ -813,14 +799,18 @@ bool PostgresLog::wait(UpdateId after, std::chrono::nanoseconds at_most) {
       std::chrono::ceil<std::chrono::milliseconds>(std::clamp<std::chrono::nanoseconds>(
           at_most, std::chrono::nanoseconds(0), std::chrono::hours(24))));
   {
+    const std::stop_callback on_stop(deadline.stop(), [&] {
+      const MutexLock lock(waiters_mutex_);
+      waiters_changed_.notify_all();
+    });
     MutexLock lock(waiters_mutex_);
-    // The mutex is held while it runs.
-    const auto is_done = [&]() WHYCACHE_NO_THREAD_SAFETY_ANALYSIS {
-      return !is_listening_ || may_be_beyond(after);
-    };
-    deadline.wait(lock.native(), waiters_changed_, is_done);
+    while (is_listening_ && !may_be_beyond(after)) {
+      const std::chrono::nanoseconds left = deadline.remaining();
+      if (left.count() == 0) return false;
+      waiters_changed_.wait_for(lock.native(), left);
+    }
     if (may_be_beyond(after)) return true;
-    if (is_listening_ || deadline.passed()) return false;
+    if (deadline.passed()) return false;
     is_listening_ = true;
   }
   const auto stop_listening = [&] {
@@ -843,12 +833,16 @@ bool PostgresLog::wait_for_notification(UpdateId after, const Deadline& deadline
   if (!listener_mutex_.try_lock_until(deadline)) return false;  // it is being released
   const LogCallLock lock(listener_mutex_);
   try {
-    if (listen(deadline)) return true;
+    if (listen(deadline)) {
+      // Anything may have been appended since the last read of any waiter.
+      note_claim(update_id_max);
+      return true;
+    }
     while (!deadline.passed()) {
       for (const std::string& payload : listener_->wait_for_notifications(deadline)) {
         UpdateId claimed = update_id_max;  // not of this version, or forged
         std::from_chars(payload.data(), payload.data() + payload.size(), claimed);
-        claimed_head_.store(claimed, std::memory_order_relaxed);
+        note_claim(claimed);
       }
       if (may_be_beyond(after)) return true;
       // This thread may have read that update already, and others not.
@@ -857,13 +851,12 @@ bool PostgresLog::wait_for_notification(UpdateId after, const Deadline& deadline
     }
     return false;
   } catch (const PostgresFailure& failure) {
-    const bool was_listening = listener_ != nullptr;
+    const bool was_lost = is_connection_lost(failure) && listener_;
     listener_.reset();
-    // The log is asked at once what is wrong, and not again while it stays away.
-    if (is_connection_lost(failure) && was_listening) return true;
-    if (is_connection_lost(failure) || failure.is("57014")) {
-      CallLimit::sleep(deadline.remaining());
-      return false;
+    if (!cannot_listen(failure)) {
+      // The log is asked at once what is wrong, and now and then while it stays away.
+      if (!was_lost) deadline.sleep(listen_retry_delay);
+      return !deadline.passed();
     }
     notifies_.store(false, std::memory_order_relaxed);
     throw Error(ErrorKind::unavailable,

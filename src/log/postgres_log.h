@@ -110,7 +110,8 @@ class PostgresLog final : public Log {
   }
   void release_idle_connections() noexcept override;
   std::unique_ptr<Log> reopen() override;
-  // Also returns true when its connection was opened, or lost: notifications may have been missed.
+  // Also returns true, for all waiters, after its connection was opened, until the log is read; and
+  // when it is lost: notifications may have been missed.
   bool wait(UpdateId after, std::chrono::nanoseconds at_most) override;
   bool notifies() const noexcept override { return notifies_.load(std::memory_order_relaxed); }
 
@@ -124,7 +125,8 @@ class PostgresLog final : public Log {
   // Records which server answered.
   void note_server(const PostgresConnection& connection) WHYCACHE_REQUIRES(mutex_);
   bool is_log_deleted(const Deadline& deadline) WHYCACHE_REQUIRES(mutex_);
-  Error connect_error(const PostgresServer& server, const PostgresFailure& failure) const;
+  Error connect_error(const PostgresServer& server, const PostgresFailure& failure)
+      WHYCACHE_REQUIRES(mutex_);
   Error error(const char* what, const PostgresFailure& failure, IfAnswerLost if_lost,
               const Deadline& deadline) WHYCACHE_REQUIRES(mutex_);
   std::string lock_holders(const Deadline& deadline) WHYCACHE_REQUIRES(mutex_);
@@ -153,7 +155,8 @@ class PostgresLog final : public Log {
   std::optional<PollResult> poll_replica(UpdateId first, const VisitUpdate& visit);
 
   bool may_be_beyond(UpdateId after) const;
-  void note_head(UpdateId head, UpdateId claimed_before);
+  void note_head(UpdateId head, std::uint64_t claims_before) WHYCACHE_EXCLUDES(waiters_mutex_);
+  void note_claim(UpdateId claimed) WHYCACHE_EXCLUDES(waiters_mutex_);
   bool listen(const Deadline& deadline) WHYCACHE_REQUIRES(listener_mutex_);
   bool wait_for_notification(UpdateId after, const Deadline& deadline);
 
@@ -177,8 +180,11 @@ class PostgresLog final : public Log {
   std::atomic<bool> notifies_{false};
   // The head that the last answer of the server had. Relaxed: a hint for wait().
   std::atomic<UpdateId> head_seen_{0};
-  // The id of the last notification, or 0 once a read that began later has disproved it. Relaxed.
+  // The greatest id that was notified, or 0 once a read that began later has disproved it; and how
+  // many notifications have arrived. A connection that begins to listen counts as a notification
+  // of all ids. Written under waiters_mutex_. Relaxed.
   std::atomic<UpdateId> claimed_head_{0};
+  std::atomic<std::uint64_t> claim_count_{0};
   // One thread waits for notifications, for all that wait: the others wait for it to be done.
   Mutex waiters_mutex_;
   std::condition_variable waiters_changed_;

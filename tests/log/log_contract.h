@@ -1036,8 +1036,9 @@ TEST_P(LogContract, acknowledged_updates_survive_killed_writer) {
 TEST_P(LogContract, wait_without_an_update_ends_after_its_time) {
   log_contract::append_up_to(*log, 1);
   const auto began = std::chrono::steady_clock::now();
-  // A log may wake a waiter for nothing.
+  // A log may wake a waiter for nothing, until it reads.
   while (log->wait(1, std::chrono::milliseconds(50))) {
+    EXPECT_EQ(log->extent().head, 1U);
     ASSERT_LT(std::chrono::steady_clock::now() - began, std::chrono::seconds(10));
   }
   EXPECT_LT(std::chrono::steady_clock::now() - began, std::chrono::seconds(10));
@@ -1080,6 +1081,28 @@ TEST_P(LogContract, append_wakes_all_waiters_if_the_log_notifies) {
   }
   // A lost wake-up would have cost a minute.
   EXPECT_LT(std::chrono::steady_clock::now() - began, std::chrono::seconds(50));
+  for (std::thread& waiter : waiters) waiter.join();
+}
+
+TEST_P(LogContract, child_may_destroy_log_that_threads_of_parent_wait_for) {
+  std::atomic<int> waiting = 0;
+  std::vector<std::thread> waiters;
+  for (int i = 0; i < 2; ++i) {
+    waiters.emplace_back([&] {
+      ++waiting;
+      log->wait(0, std::chrono::milliseconds(800));
+      log->wait(0, std::chrono::milliseconds(800));  // the first one may only have connected
+    });
+  }
+  while (waiting < 2) std::this_thread::yield();
+  for (int round = 0; round < 4; ++round) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    Child child([&] {
+      ::alarm(20);
+      log.reset();
+    });
+    EXPECT_EQ(child.wait(), 0);
+  }
   for (std::thread& waiter : waiters) waiter.join();
 }
 

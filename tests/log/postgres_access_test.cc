@@ -316,6 +316,46 @@ TEST_F(PostgresLogTls, server_is_verified_and_plain_connection_must_be_asked_for
   }
 }
 
+TEST_F(PostgresLogTls, certificate_that_expires_makes_open_log_unavailable) {
+  const CertificateAuthority authority("DNS:localhost,IP:127.0.0.1");
+  PostgresTestServer server;
+  const auto use = [&](const std::string& certificate) {
+    server.stop();
+    write_file(server.file("data/server.crt"), testing::read_file(certificate));
+    write_file(server.file("data/server.key"), testing::read_file(authority.key()));
+    server.set_settings({"ssl=on"});
+    server.start();
+  };
+  use(authority.certificate());
+  PostgresStore store(server);
+  const std::string url = store.url("?deadline_ms=5000&tls_ca=" + authority.ca());
+  const auto log = open_log(url);
+  use(authority.expired_certificate());
+  expect_error(
+      ErrorKind::unavailable, [&] { log->extent(); }, "has expired: renew it");
+  // libpq does not tell an expired certificate from one of a stranger.
+  expect_error(
+      ErrorKind::invalid, [&] { open_log(url); }, "has expired: renew it");
+  use(authority.certificate());
+  EXPECT_EQ(log->extent().head, 0U);
+}
+
+// Without TLS, nothing else would notice that the environment leads elsewhere.
+TEST_F(PostgresLogOpen, environment_that_leads_to_another_host_is_refused_without_tls) {
+  PostgresStore store;
+  ::setenv("PGHOSTADDR", "127.0.0.2", 1);
+  expect_error(
+      ErrorKind::invalid, [&] { open_log(store.url()); }, "hostaddr=127.0.0.2");
+  ::unsetenv("PGHOSTADDR");
+  const testing::TemporaryDirectory directory;
+  write_file(directory.file("services"), "[moved]\nhostaddr=127.0.0.2\n");
+  ::setenv("PGSERVICEFILE", directory.file("services").c_str(), 1);
+  expect_error(
+      ErrorKind::invalid, [&] { open_log(store.url("?service=moved")); }, "hostaddr=127.0.0.2");
+  ::unsetenv("PGSERVICEFILE");
+  EXPECT_EQ(store.open()->extent().head, 0U);
+}
+
 TEST_F(PostgresLogTls, server_without_tls_is_refused_if_tls_is_asked_for) {
   PostgresStore store;
   expect_error(

@@ -242,7 +242,7 @@ TEST_F(PostgresLogTransactions, defaults_of_database_change_nothing) {
         "bytea_output = 'escape'", "DateStyle = 'German'", "statement_timeout = '20s'",
         "lock_timeout = '1ms'", "standard_conforming_strings = off",
         "default_toast_compression = 'pglz'", "IntervalStyle = 'iso_8601'", "row_security = off",
-        "default_transaction_read_only = on"}) {
+        "client_min_messages = 'error'", "default_transaction_read_only = on"}) {
     store.run("ALTER DATABASE " + store.database() + " SET " + setting);
   }
   const auto log = store.open();

@@ -1,9 +1,14 @@
 // How appends to the log in PostgreSQL wake those that wait for them.
 #include <gtest/gtest.h>
 
+#include <sys/resource.h>
+
+#include <cstdint>
+#include <stop_token>
 #include <string>
 #include <thread>
 
+#include "base/call_limit.h"
 #include "log/postgres_test_support.h"
 
 namespace whycache {
@@ -16,6 +21,7 @@ using std::chrono::seconds;
 void begin_to_listen(Log& log) {
   const UpdateId head = log.extent().head;
   ASSERT_TRUE(log.wait(head, seconds(20)));
+  ASSERT_EQ(log.extent().head, head);
 }
 
 TEST_F(PostgresLogWait, append_of_another_log_object_wakes_waiter) {
@@ -46,6 +52,85 @@ TEST_F(PostgresLogWait, forged_notification_wakes_once) {
   }
   EXPECT_EQ(store.open()->append(1, "x"), Appended::yes);
   EXPECT_TRUE(log->wait(0, seconds(20)));
+}
+
+// The notifications of several writers arrive in the order of their own transactions.
+TEST_F(PostgresLogWait, later_notification_of_earlier_update_hides_none) {
+  PostgresStore store;
+  const auto log = store.open();
+  begin_to_listen(*log);
+  append_up_to(*open_log(store.url("?notify=off")), 7);
+  for (const std::string payload : {"7", "5"})
+    store.run("SELECT pg_notify('whycache_default', '" + payload + "')");
+  EXPECT_TRUE(log->wait(4, seconds(20)));
+  EXPECT_TRUE(log->wait(6, seconds(20)));
+}
+
+// NOTIFY locks the whole server while it is committed, which may wait for a replica.
+TEST_F(PostgresLogWait, held_lock_of_notify_delays_append_by_a_second_at_most) {
+  PostgresTestServer server;
+  PostgresStore store(server);
+  store.run("ALTER DATABASE " + store.database() + " SET synchronous_commit = local");
+  const auto log = store.open();
+  PostgresClient admin = store.client();
+  admin.run("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
+  admin.run("SELECT pg_reload_conf()");
+  const std::string waiting =
+      "FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND datname = '" + store.database() + "'";
+  std::thread holder([&] {
+    PostgresClient client = store.client();
+    client.run("SET synchronous_commit = on");
+    client.run("CREATE TABLE held (); NOTIFY elsewhere");
+  });
+  EXPECT_TRUE(becomes_true_within(milliseconds(20'000),
+                                  [&] { return admin.run("SELECT count(*) " + waiting) == "1"; }));
+  EXPECT_LT(measure_duration([&] { append_up_to(*log, 3); }), milliseconds(9'000));
+  EXPECT_EQ(updates_of(*log).size(), 3U);
+  admin.run("ALTER SYSTEM RESET synchronous_standby_names");
+  admin.run("SELECT pg_reload_conf()");
+  holder.join();
+  begin_to_listen(*log);
+  append_up_to(*store.open(), 4);
+  EXPECT_TRUE(log->wait(3, seconds(20)));
+}
+
+TEST_F(PostgresLogWait, refused_connection_is_tried_again) {
+  PostgresStore store;
+  const auto log = store.open();
+  begin_to_listen(*log);
+  PostgresClient admin(store.server(), "postgres");
+  admin.run("ALTER DATABASE " + store.database() + " ALLOW_CONNECTIONS false");
+  admin.run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '" +
+            store.database() + "'");
+  for (int i = 0; i < 3; ++i) log->wait(0, milliseconds(100));
+  EXPECT_TRUE(log->notifies());
+  admin.run("ALTER DATABASE " + store.database() + " ALLOW_CONNECTIONS true");
+  EXPECT_TRUE(log->wait(0, seconds(20)));
+  ASSERT_EQ(store.open()->append(1, "x"), Appended::yes);
+  EXPECT_TRUE(log->wait(0, seconds(20)));
+}
+
+TEST_F(PostgresLogWait, waiter_sleeps_until_stop_wakes_it) {
+  PostgresStore store;
+  const auto log = store.open();
+  begin_to_listen(*log);
+  std::stop_source stop;
+  std::int64_t switches = 0;
+  steady_clock::time_point ended;
+  std::thread waiter([&] {
+    const CallLimit limit(Deadline(std::chrono::hours(1), stop.get_token()));
+    struct rusage before {};
+    struct rusage after {};
+    ::getrusage(RUSAGE_THREAD, &before);
+    EXPECT_FALSE(log->wait(0, std::chrono::hours(1)));
+    ended = steady_clock::now();
+    ::getrusage(RUSAGE_THREAD, &after);
+    switches = after.ru_nvcsw - before.ru_nvcsw;
+  });
+  std::this_thread::sleep_for(milliseconds(500));
+  stop.request_stop();
+  waiter.join();
+  EXPECT_LE(switches, 5);
 }
 
 TEST_F(PostgresLogWait, notification_of_other_instance_wakes_nobody) {

@@ -35,18 +35,18 @@ inline void append_until_acknowledged(Log& log, const std::string& bytes) {
   std::optional<UpdateId> uncertain_from;
   for (;;) {
     try {
+      // An append that was uncertain may still be executed, until another update takes its id.
+      const UpdateId head = log.extent().head;
       if (uncertain_from) {
         const Updates since = updates_of(log, *uncertain_from);
         if (std::any_of(since.begin(), since.end(),
                         [&](const auto& update) { return update.second == bytes; }))
           return;
-        uncertain_from.reset();
+        if (head > *uncertain_from) uncertain_from.reset();
       }
-      const UpdateId head = log.extent().head;
       // Read from the head itself: a log with a new connection requires that before an append.
-      uncertain_from = head;
+      if (!uncertain_from) uncertain_from = head;
       if (log.append(head + 1, bytes) == Appended::yes) return;
-      uncertain_from.reset();
     } catch (const Error& error) {
       if (error.kind() != ErrorKind::unavailable && error.kind() != ErrorKind::uncertain) throw;
       std::this_thread::sleep_for(milliseconds(10));
@@ -80,11 +80,6 @@ inline std::string replace_all(std::string text, const std::string& what, const 
 class CertificateAuthority {
  public:
   explicit CertificateAuthority(const std::string& host) {
-    const auto openssl = [&](const std::string& words) {
-      const std::string command =
-          "cd " + directory_.path() + " && openssl " + words + " >output 2>&1";
-      if (std::system(command.c_str()) != 0) throw std::runtime_error("openssl failed: " + words);
-    };
     openssl(
         "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 "
         "-subj /CN=authority -keyout ca.key -out ca.pem");
@@ -99,8 +94,21 @@ class CertificateAuthority {
   std::string ca() const { return directory_.file("ca.pem"); }
   std::string certificate() const { return directory_.file("server.pem"); }
   std::string key() const { return directory_.file("server.key"); }
+  // A certificate like certificate(), whose time is over.
+  std::string expired_certificate() const {
+    openssl(
+        "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days -1 "
+        "-extfile extensions -out expired.pem");
+    return directory_.file("expired.pem");
+  }
 
  private:
+  void openssl(const std::string& words) const {
+    const std::string command =
+        "cd " + directory_.path() + " && openssl " + words + " >output 2>&1";
+    if (std::system(command.c_str()) != 0) throw std::runtime_error("openssl failed: " + words);
+  }
+
   TemporaryDirectory directory_;
 };
 

@@ -1,0 +1,82 @@
+#include "log/tls_failure.h"
+
+#include <algorithm>
+#include <iterator>
+
+namespace whycache {
+namespace {
+
+std::string in_lower_case(std::string_view text) {
+  std::string lower(text);
+  std::transform(lower.begin(), lower.end(), lower.begin(),
+                 [](char c) { return 'A' <= c && c <= 'Z' ? static_cast<char>(c | 0x20) : c; });
+  return lower;
+}
+
+bool contains(std::string_view text, std::string_view words) {
+  return text.find(words) != std::string_view::npos;
+}
+
+// Whether `words` occur in `text` as whole words. Both are in lower case.
+bool contains_words(std::string_view text, std::string_view words) {
+  const auto is_letter = [&](std::size_t at) { return 'a' <= text[at] && text[at] <= 'z'; };
+  for (std::size_t begin = text.find(words); begin != std::string_view::npos;
+       begin = text.find(words, begin + 1)) {
+    const std::size_t end = begin + words.size();
+    if ((begin == 0 || !is_letter(begin - 1)) && (end == text.size() || !is_letter(end)))
+      return true;
+  }
+  return false;
+}
+
+// Whether the server rejected this machine. An alert is what the other side says.
+bool is_alert(std::string_view reason) { return contains(reason, " alert "); }
+
+}  // namespace
+
+bool is_tls_trust_failure(std::string_view failure_reason) {
+  const std::string reason = in_lower_case(failure_reason);
+  constexpr std::string_view phrases[] = {
+      "certificate",      "certificates",     "validation",       "hostname",
+      "host name",        "no such file",     "ssl is required",  "tls is required",
+      "does not support", "private key file", "alert unknown ca", "alert access denied"};
+  return std::any_of(std::begin(phrases), std::end(phrases),
+                     [&](std::string_view phrase) { return contains_words(reason, phrase); });
+}
+
+bool is_expired_certificate(std::string_view failure_reason) {
+  const std::string reason = in_lower_case(failure_reason);
+  return contains(reason, "expired") && !is_alert(reason);
+}
+
+std::string next_step_for_tls(std::string_view failure_reason, std::string_view server_options) {
+  const std::string reason = in_lower_case(failure_reason);
+  const auto has = [&](std::string_view words) { return contains(reason, words); };
+  if (is_alert(reason)) {
+    return " (the server refused the certificate of this machine: correct or renew tls_cert and "
+           "tls_key)";
+  }
+  if (has("expired")) return " (renew the certificate of the server)";
+  if (has("not yet valid") || has("not activated"))
+    return " (correct the clock of this machine, or the certificate of the server)";
+  if (has("hostname") || has("host name"))
+    return " (the url must name the server as its certificate does)";
+  if (has("validation")) {
+    return " (the url must name the server as its certificate does, and tls_ca the file of the "
+           "authority that signed it)";
+  }
+  if (has("required") || has("does not support"))
+    return " (turn on TLS at the server: " + std::string(server_options) + ")";
+  if (has("no such file") || has("permission") || has("could not") || has("does not exist") ||
+      has("private key file")) {
+    return " (correct tls_ca, tls_cert and tls_key in the url, and the permissions of these files)";
+  }
+  // OpenSSL says no more than this about an expired certificate, either.
+  if (has("verify failed")) {
+    return " (name the file of the authority that signed the certificate of the server with "
+           "tls_ca; if it is that one, the certificate has expired: renew it)";
+  }
+  return " (name the file of the authority that signed the certificate of the server with tls_ca)";
+}
+
+}  // namespace whycache

@@ -1,0 +1,21 @@
+// What TLS libraries say about a connection that they refuse. They, and the libraries of databases
+// above them, report it in words only, and each in its own.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+namespace whycache {
+
+// Whether TLS failed because one side does not trust the other, as opposed to a connection that
+// broke.
+bool is_tls_trust_failure(std::string_view reason);
+
+// Whether time alone made the certificate of the server invalid.
+bool is_expired_certificate(std::string_view reason);
+
+// Returns the next step for such a failure, in parentheses. `server_options`: the options of the
+// server that turn on TLS there.
+std::string next_step_for_tls(std::string_view reason, std::string_view server_options);
+
+}  // namespace whycache
