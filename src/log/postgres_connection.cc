@@ -40,20 +40,20 @@ constexpr std::chrono::milliseconds rollback_time_min{10};
 constexpr char begin_reading_sql[] = "BEGIN ISOLATION LEVEL READ COMMITTED, READ ONLY";
 constexpr char begin_writing_sql[] = "BEGIN ISOLATION LEVEL READ COMMITTED, READ WRITE";
 constexpr char commit_sql[] = "COMMIT";
-// Value: the time limit of each statement in milliseconds. synchronous_commit is only ever raised:
-// a session of a pooler may have inherited it from another program. A warning says that a commit
-// did not wait for the synchronous replica.
+// Values: the number of the transaction, which is in the answer; the time limit of each statement
+// in milliseconds. synchronous_commit is only ever raised: a session of a pooler may have inherited
+// it from another program. A warning says that a commit did not wait for the synchronous replica.
 constexpr char set_up_sql[] =
-    "SELECT pg_catalog.pg_postmaster_start_time(), "
-    "pg_catalog.set_config('statement_timeout', $1, true), "
+    "SELECT pg_catalog.pg_postmaster_start_time(), $1, "
+    "pg_catalog.set_config('statement_timeout', $2, true), "
     "pg_catalog.set_config('lock_timeout', '0', true)";
 constexpr char set_up_writing_sql[] =
-    "SELECT pg_catalog.pg_postmaster_start_time(), "
-    "pg_catalog.set_config('statement_timeout', $1, true), "
+    "SELECT pg_catalog.pg_postmaster_start_time(), $1, "
+    "pg_catalog.set_config('statement_timeout', $2, true), "
     "pg_catalog.set_config('lock_timeout', '0', true), "
     "pg_catalog.set_config('client_min_messages', 'warning', true), "
     "pg_catalog.set_config('synchronous_commit', CASE pg_catalog.current_setting("
-    "'synchronous_commit') WHEN 'off' THEN $2 ELSE pg_catalog.current_setting("
+    "'synchronous_commit') WHEN 'off' THEN $3 ELSE pg_catalog.current_setting("
     "'synchronous_commit') END, true)";
 constexpr char read_facts_sql[] = R"(
   SELECT pg_catalog.pg_backend_pid(), pg_catalog.pg_is_in_recovery(),
@@ -373,10 +373,10 @@ void PostgresConnection::receive_notice(void* connection, const PGresult* notice
   if (std::string_view(severity) == "WARNING") self.warning_ = failure_of(notice).reason;
 }
 
-void PostgresConnection::throw_lost() {
+void PostgresConnection::throw_lost(const char* reason_if_unknown) {
   is_broken_ = true;
   std::string reason = in_one_line(PQerrorMessage(connection_));
-  if (reason.empty()) reason = "connection was lost";
+  if (reason.empty()) reason = reason_if_unknown;
   throw PostgresFailure{"", std::move(reason)};
 }
 
@@ -480,7 +480,7 @@ void PostgresConnection::send_notification() {
   send_unprepared(
       {"SELECT pg_catalog.set_config('lock_timeout', '1000', true), pg_catalog.pg_notify($1, $2)",
        {PostgresValue::text(notification_->first), PostgresValue::text(notification_->second)}});
-  if (PQpipelineSync(connection_) == 0) throw_lost();
+  if (PQpipelineSync(connection_) == 0 || PQflush(connection_) < 0) throw_lost();
   notification_.reset();
   ++unread_answers_;
 }
@@ -507,13 +507,19 @@ std::vector<PostgresRows> PostgresConnection::run_pipeline(
     std::span<const PostgresStatement> before, std::span<const PostgresStatement> statements,
     std::span<const PostgresStatement> after, const Deadline& deadline) {
   std::vector<Step> steps;
+  try {
+    if (is_pooled_) discard_unread_answers(deadline);
+  } catch (const PostgresFailure&) {
+    is_broken_ = true;
+    throw;
+  }
   const int unread = std::exchange(unread_answers_, 0);
   try {
     for (const auto& group : {before, statements, after}) {
       for (const PostgresStatement& statement : group) send(statement, steps);
     }
     if (PQpipelineSync(connection_) == 0) throw_lost();
-    if (notification_ && !after.empty()) send_notification();
+    if (notification_ && !after.empty() && !is_pooled_) send_notification();
     const int unread_later = std::exchange(unread_answers_, unread);
     discard_unread_answers(deadline);
     unread_answers_ = unread_later;
@@ -527,6 +533,7 @@ std::vector<PostgresRows> PostgresConnection::run_pipeline(
   try {
     for (const Step& step : steps) {
       PostgresRows result(next_result(deadline));
+      if (result.is_missing()) throw_lost("fewer answers than statements");
       if (&step != &steps.back()) warning_.clear();
       const ExecStatusType status = result.status();
       if (status == PGRES_COMMAND_OK || status == PGRES_TUPLES_OK) {
@@ -543,16 +550,23 @@ std::vector<PostgresRows> PostgresConnection::run_pipeline(
       }
       if (PGresult* const more = next_result(deadline)) {
         PQclear(more);
-        throw_lost();
+        throw_lost("more answers than statements");
       }
     }
     const PostgresRows end(next_result(deadline));
-    if (end.status() != PGRES_PIPELINE_SYNC) throw_lost();
+    if (end.status() != PGRES_PIPELINE_SYNC) throw_lost("more answers than statements");
   } catch (const PostgresFailure&) {
     is_broken_ = true;
     if (!failure) throw;
   }
   if (failure) throw PostgresFailure(*failure);
+  if (notification_ && !after.empty()) {
+    try {
+      send_notification();
+    } catch (const PostgresFailure&) {  // the next transaction has another connection
+      is_broken_ = true;
+    }
+  }
   return answers;
 }
 
@@ -561,7 +575,10 @@ std::vector<PostgresRows> PostgresConnection::run_or_roll_back(
     std::span<const PostgresStatement> after, const Deadline& deadline) {
   try {
     std::vector<PostgresRows> answers = run_pipeline(before, statements, after, deadline);
-    if (!before.empty()) server_start_ = answers[1].number(0, 0);
+    if (!before.empty()) {
+      if (answers[1].number(0, 1) != transaction_) throw_lost("answer to another transaction");
+      server_start_ = answers[1].number(0, 0);
+    }
     // The server gave up waiting for a synchronous replica, after it had committed.
     if (!after.empty() && !warning_.empty()) throw PostgresFailure{"01000", warning_};
     const auto first = answers.begin() + static_cast<std::ptrdiff_t>(before.size());
@@ -577,9 +594,12 @@ std::vector<PostgresRows> PostgresConnection::run_or_roll_back(
 
 namespace {
 
-PostgresStatement set_up(PostgresAccess access, const std::string& statement_ms) {
-  if (access == PostgresAccess::read) return {set_up_sql, {PostgresValue::text(statement_ms)}};
-  return {set_up_writing_sql, {PostgresValue::text(statement_ms), PostgresValue::text("on")}};
+PostgresStatement set_up(PostgresAccess access, std::uint64_t transaction,
+                         const std::string& statement_ms) {
+  const PostgresValue number = PostgresValue::number(transaction);
+  const PostgresValue limit = PostgresValue::text(statement_ms);
+  if (access == PostgresAccess::read) return {set_up_sql, {number, limit}};
+  return {set_up_writing_sql, {number, limit, PostgresValue::text("on")}};
 }
 
 // Returns the time limit of the statements of a transaction.
@@ -597,7 +617,7 @@ std::vector<PostgresRows> PostgresConnection::transact(
   const std::string limit = statement_ms(deadline);
   const PostgresStatement before[] = {
       {access == PostgresAccess::read ? begin_reading_sql : begin_writing_sql},
-      set_up(access, limit)};
+      set_up(access, ++transaction_, limit)};
   const PostgresStatement after[] = {{commit_sql}};
   return run_or_roll_back(before, statements, after, deadline);
 }
@@ -615,7 +635,8 @@ std::uint64_t PostgresConnection::run(const PostgresStatement& statement,
 std::vector<PostgresRows> PostgresConnection::begin(std::span<const PostgresStatement> statements,
                                                     const Deadline& deadline) {
   const std::string limit = statement_ms(deadline);
-  const PostgresStatement before[] = {{begin_writing_sql}, set_up(PostgresAccess::write, limit)};
+  const PostgresStatement before[] = {{begin_writing_sql},
+                                      set_up(PostgresAccess::write, ++transaction_, limit)};
   return run_or_roll_back(before, statements, {}, deadline);
 }
 

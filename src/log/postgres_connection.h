@@ -28,6 +28,7 @@
 
 #include "base/clock.h"
 #include "base/file.h"
+#include "base/random.h"
 #include "log/connection_attempt.h"
 #include "log/postgres_server.h"
 
@@ -71,6 +72,8 @@ class PostgresRows {
  public:
   explicit PostgresRows(PGresult* result) : result_(result) {}
 
+  // Whether there was no answer.
+  bool is_missing() const { return !result_; }
   ExecStatusType status() const { return PQresultStatus(result_.get()); }
   // Why the statement failed.
   PostgresFailure failure() const;
@@ -183,14 +186,21 @@ class PostgresConnection {
   bool is_ready_before(short events, const Deadline& deadline, int stop_descriptor);
   void wait(short events, const Deadline& deadline);
   static void receive_notice(void* connection, const PGresult* notice);
-  [[noreturn]] void throw_lost();
+  // `reason_if_unknown`: where the library has no message.
+  [[noreturn]] void throw_lost(const char* reason_if_unknown = "connection was lost");
 
   PGconn* connection_ = nullptr;
   PostgresServerFacts facts_;
   std::uint64_t server_start_ = 0;
+  // The number of the last transaction. Its answers must name it. Random, so that no other client
+  // has it.
+  std::uint64_t transaction_ = random_u64();
   bool is_pooled_ = true;
   bool is_broken_ = false;
-  // Notifications whose answers were not read yet.
+  // Notifications whose answers were not read yet. There is no more than one, and through a pooler
+  // it is read before anything else is sent: pgbouncer 1.18 gives the server's connection to
+  // another client while a part of a second pipeline is on it, and answers reach the wrong
+  // transactions.
   int unread_answers_ = 0;
   std::optional<std::pair<std::string, std::string>> notification_;
   // The last warning of the server.
