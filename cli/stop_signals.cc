@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <thread>
+#include <utility>
 
 namespace whycache::cli {
 
@@ -24,5 +25,8 @@ StopSignals::StopSignals() {
     for (;;) ::pause();
   }).detach();
 }
+
+ProcessEndAtStop::ProcessEndAtStop(std::stop_token stop)
+    : callback_(std::move(stop), [] { ::_exit(0); }) {}
 
 }  // namespace whycache::cli

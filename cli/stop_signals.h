@@ -19,4 +19,14 @@ class StopSignals {
   std::stop_source stop_;
 };
 
+// While it exists, a stop ends the process at once, with exit code 0. Use it while a cache is
+// opened: that waits for as long as --deadline, and to end it midway harms neither state nor log.
+class ProcessEndAtStop {
+ public:
+  explicit ProcessEndAtStop(std::stop_token stop);
+
+ private:
+  std::stop_callback<void (*)()> callback_;
+};
+
 }  // namespace whycache::cli

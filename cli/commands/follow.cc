@@ -146,7 +146,10 @@ class Follower {
   }
 
   void open() {
-    cache_ = open_cache(arguments_.target, [this](const Event& event) { report(event); });
+    {
+      const ProcessEndAtStop end(stop_);
+      cache_ = open_cache(arguments_.target, [this](const Event& event) { report(event); });
+    }
     loop_.emplace(CacheInternal::session(*cache_), pace_, FollowLoop::WakeFor::updates);
     const StateInfo info = CacheInternal::state(*cache_).info();
     if (is_started_) return;

@@ -195,7 +195,7 @@ class Watcher {
       : arguments_(arguments),
         output_(output),
         interval_(arguments.interval.value_or(std::chrono::seconds(1))),
-        cache_(open_cache(arguments.target)) {}
+        cache_(open()) {}
 
   void run() {
     const UpdateId from = arguments_.from.value_or(cache_->applied_id());
@@ -211,6 +211,11 @@ class Watcher {
   }
 
  private:
+  std::unique_ptr<Cache> open() const {
+    const ProcessEndAtStop end(stop_);
+    return open_cache(arguments_.target);
+  }
+
   // A process that follows the log asks it for all. If none does, this one asks.
   void ask_log_if_due() {
     const auto now = std::chrono::steady_clock::now();

@@ -2,6 +2,8 @@
 
 import json
 import os
+import pathlib
+import re
 import select
 import shutil
 import signal
@@ -94,6 +96,27 @@ class FollowTest(CliTest):
         followers[1].terminate()
         followers[1].communicate(timeout=20)
         self.assertEqual(followers[1].returncode, 0)
+
+    @staticmethod
+    def blocks_sigterm(process_id):
+        status = pathlib.Path(f"/proc/{process_id}/status").read_text()
+        (blocked,) = re.findall(r"^SigBlk:\t([0-9a-f]+)$", status, re.MULTILINE)
+        return int(blocked, 16) >> (signal.SIGTERM - 1) & 1 == 1
+
+    def test_signal_ends_the_opening_of_a_log_that_does_not_answer(self):
+        self.machine.ok("set", "a", "1")
+        locker = sqlite3.connect(self.database, isolation_level=None)
+        self.addCleanup(locker.close)
+        locker.execute("BEGIN EXCLUSIVE")
+        machine = self.another_machine("other")  # has no state, which it builds from the log
+        for command in ("follow", "watch"):
+            with self.subTest(command):
+                process = machine.start(command, "--deadline", "300s")
+                self.wait_until(lambda: self.blocks_sigterm(process.pid))  # it waits for it
+                time.sleep(0.2)
+                process.terminate()
+                process.communicate(timeout=20)
+                self.assertEqual(process.returncode, 0)
 
     def test_second_signal_ends_it_at_once(self):
         self.machine.ok("set", "a", "0")
