@@ -18,6 +18,7 @@
 #include "cli/output.h"
 #include "log/log_name.h"
 #include "log/open_log.h"
+#include "state/file/other_format.h"
 #include "state/file/state_file.h"
 
 namespace whycache::cli {
@@ -242,9 +243,15 @@ std::string state_path(const Target& target, MissingDirectory missing) {
 std::string existing_state_path(const Target& target, const std::string& next_step) {
   if (!names_a_log(target) && !names_a_file(target.options().state_path)) refuse_no_log();
   std::string path = std::filesystem::absolute(state_path(target, MissingDirectory::leave));
-  if (::access(path.c_str(), F_OK) != 0 && errno == ENOENT)
-    throw Failure(ExitCode::usage, "there is no state file: path=" + path, next_step);
-  return path;
+  if (::access(path.c_str(), F_OK) == 0 || errno != ENOENT) return path;
+  if (const std::optional<std::string> other = find_state_of_other_format(path)) {
+    throw Failure(ExitCode::usage, *other,
+                  names_a_log(target)
+                      ? "run `whycache update`, which builds one of this format from the log"
+                      : "give --log URL to `whycache update`, which builds one of this format from "
+                        "the log; or use the version that made it");
+  }
+  throw Failure(ExitCode::usage, "there is no state file: path=" + path, next_step);
 }
 
 std::unique_ptr<State> open_state(const Target& target, StateAccess access) {

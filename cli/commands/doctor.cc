@@ -23,6 +23,7 @@
 #include "cli/system_checks.h"
 #include "cli/target.h"
 #include "client/state_links.h"
+#include "state/file/other_format.h"
 #include "state/inspect.h"
 #include "update/update.h"
 
@@ -54,8 +55,11 @@ Finding check_state_file(const Target& target, StateFile& state) {
   const std::string& path = state.path;
   struct stat status;
   if (::lstat(path.c_str(), &status) != 0) {
-    if (errno == ENOENT)
+    if (errno == ENOENT) {
+      if (const std::optional<std::string> other = find_state_of_other_format(path))
+        return Finding::ok("state", *other);
       return Finding::ok("state", "does not exist yet, will be created: " + path);
+    }
     const Error error = system_error("cannot examine state file", path, errno);
     return Finding::bad("state", error.what(), next_step(error), exit_code_of(error));
   }

@@ -1,6 +1,8 @@
 """Invalid input and failing surroundings: which exception each of them raises."""
 
+import lzma
 import os
+import pathlib
 import subprocess
 import sys
 import threading
@@ -18,6 +20,30 @@ def test_file_that_is_not_a_state_is_not_overwritten(url, tmp_path):
     with pytest.raises(whycache.CorruptError):
         whycache.Cache(url, state_path=path)
     assert path.read_bytes() == b"not a state" * 1000
+
+
+GOLDEN = pathlib.Path(__file__).resolve().parents[2] / "tests/cli/golden"
+
+
+def unpack_golden(name, path):
+    path.write_bytes(lzma.decompress((GOLDEN / name).read_bytes()))
+    path.chmod(0o600)
+    return path
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_state_of_an_older_format_is_left_alone_and_says_so(tmp_path, number):
+    path = unpack_golden(f"state{number}.xz", tmp_path / "old.state")
+    content = path.read_bytes()
+    expected = f"another format.*path={path} found={number} known="
+    with pytest.raises(whycache.UnavailableError, match=expected):
+        whycache.Cache.attach(path)
+    # With its log, a state of this format is built beside it.
+    log = unpack_golden("sqlite_log1.xz", tmp_path / "log.db")
+    with whycache.Cache(f"sqlite://{log}", state_path=path) as cache:
+        assert cache.shared_state_filename() != str(path)
+        assert len(cache) == 301
+    assert path.read_bytes() == content
 
 
 def test_state_of_another_log_raises_for_a_name_and_is_found_by_its_uuid(tmp_path):

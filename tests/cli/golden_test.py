@@ -45,7 +45,8 @@ class GoldenTest(CliTest):
         current = self.state_format()
         formats = [int(re.fullmatch(r"state(\d+)\.xz", path.name)[1])
                    for path in GOLDEN.glob("state*.xz")]
-        self.assertIn(current, formats, "a new format needs a golden file")
+        self.assertEqual(sorted(formats), list(range(1, current + 1)),
+                         "each format needs a golden file")
         for number in sorted(formats):
             with self.subTest(number):
                 machine = self.another_machine(f"machine{number}")
@@ -60,6 +61,28 @@ class GoldenTest(CliTest):
                 else:
                     self.assertEqual(used, f"{machine.state}.f{current}")
                     self.assertEqual(pathlib.Path(machine.state).read_bytes(), content)
+
+    def test_states_of_older_formats_say_what_to_do_without_a_log(self):
+        current = self.state_format()
+        for number in range(1, current):
+            path = f"{self.directory}/old{number}.state"
+            self.unpack(f"state{number}.xz", path)
+            content = pathlib.Path(path).read_bytes()
+            old = ("--state", path)
+            for command in (("get", "key123"), ("scan",), ("count",), ("status",), ("inspect",),
+                            ("check",)):
+                with self.subTest(number, command=command):
+                    self.machine.fails(
+                        "usage", *command, *old, env={"WHYCACHE_LOG": None},
+                        expect=["another format", f"path={path} ",
+                                f"found={number} known={current}", "whycache update"])
+            with self.subTest(number, command="with the log away"):
+                absent = f"sqlite://{self.directory}/absent.db"
+                self.machine.fails("usage", "status", *old, "--log", absent,
+                                   expect=["another format", "whycache update"])
+                finding = self.machine.run("doctor", *old, "--log", absent).out.decode()
+                self.assertIn(f"found={number} known={current}", finding)
+            self.assertEqual(pathlib.Path(path).read_bytes(), content)
 
 
 if __name__ == "__main__":

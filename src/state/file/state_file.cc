@@ -20,6 +20,7 @@
 #include "base/file_system.h"
 #include "base/random.h"
 #include "state/file/applied_wait.h"
+#include "state/file/other_format.h"
 #include "state/file/use_locks.h"
 
 namespace whycache {
@@ -216,33 +217,14 @@ Error copies_on_write(const std::string& directory, const std::string& file_syst
                    "any_file_system to accept that)");
 }
 
-namespace {
-
-// Whether the file is a state of another format. Its header is one of every format: magic, format,
-// byte order and checksum have their places for good.
-bool is_of_another_format(const std::string& path) {
-  const FileDescriptor file(open_at_path(path.c_str(), O_RDONLY | O_NONBLOCK | O_NOFOLLOW));
-  struct stat status;
-  HeaderFixed fixed;
-  return file && ::fstat(file.number(), &status) == 0 && S_ISREG(status.st_mode) &&
-         bears_state_magic(file.number()) &&
-         ::pread(file.number(), &fixed, sizeof fixed, 0) == ssize_t{sizeof fixed} &&
-         fixed.checksum == fixed.expected_checksum() && fixed.byte_order == byte_order_mark &&
-         fixed.format_major != state_format_major;
-}
-
-}  // namespace
-
-std::string path_with_format(const std::string& path) {
-  return path + ".f" + std::to_string(state_format_major);
-}
+std::string path_with_format(const std::string& path) { return path + format_suffix(); }
 
 std::string path_for_format(const std::string& path) {
   struct stat status;
   std::string with_format = path_with_format(path);
   const bool is_absent = ::lstat(path.c_str(), &status) != 0 && errno == ENOENT;
   const bool is_taken =
-      is_absent ? ::lstat(with_format.c_str(), &status) == 0 : is_of_another_format(path);
+      is_absent ? ::lstat(with_format.c_str(), &status) == 0 : find_other_format(path).has_value();
   return is_taken ? with_format : path;
 }
 
@@ -252,7 +234,10 @@ StateFileResult open_state_file(const StateOptions& options, bool holds_install_
   if (!options.read_only)
     FileDescriptor(::open(options.path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW)).close();
   FileDescriptor file = open_file_if_exists(options.path, O_RDONLY | O_NONBLOCK);
-  if (!file) return {nullptr, "there is none: path=" + options.path, false, nullptr};
+  if (!file) {
+    const std::optional<std::string> other = find_state_of_other_format(options.path);
+    return {nullptr, other.value_or("there is none: path=" + options.path), false, nullptr};
+  }
   if (!options.keeps_mode && bears_state_magic(file.number())) {
     check_owner_is_trusted(check_regular_file(file, options.path), options.path,
                            trusted_owner(options), "state file");
