@@ -64,13 +64,14 @@ struct Scoreboard {
   std::atomic<bool> stop{false};
   LatencyHistogram get_latencies;
 
-  // The visibility test: the number of the current probe, and when its set() returned (0: not yet).
-  std::atomic<std::uint64_t> probe_number{0};
+  // The visibility test: when the set() of the current probe returned (0: not yet), and the number
+  // of the last probe that was seen.
   std::atomic<std::int64_t> set_returned_ns{0};
   std::atomic<std::uint64_t> probe_seen_by_same_machine{0};
   std::atomic<std::uint64_t> probe_seen_by_other_machine{0};
   LatencyHistogram same_machine_delays;
-  LatencyHistogram other_machine_delays;
+  LatencyHistogram polling_machine_delays;
+  LatencyHistogram notified_machine_delays;
 
   static Scoreboard& create() {
     void* const memory = ::mmap(nullptr, sizeof(Scoreboard), PROT_READ | PROT_WRITE,

@@ -27,7 +27,9 @@ using namespace std::chrono_literals;
 constexpr std::string_view checksum_field = "\nDemo-Check: ";
 constexpr std::size_t checksum_bytes = checksum_field.size() + 8 + 1 + 16;
 constexpr std::string_view probe_key = "demo:probe";
-constexpr auto poll_interval = 5ms;
+constexpr int unrecorded_probes = 5;
+// The pause before a probe, at random, so that no probe is in step with the polls of a follower.
+constexpr int pause_ms_max = 100;
 
 std::uint64_t value_checksum(std::string_view key, std::uint32_t version, std::string_view body) {
   return hash64(body, hash64(key) + version);
@@ -45,8 +47,9 @@ bool verify_value(std::string_view key, std::string_view value, std::uint32_t& v
          value_checksum(key, version, body);
 }
 
-Cache open_cache(const Machine& machine, Scoreboard& board) {
+Cache open_cache(const Machine& machine, Scoreboard& board, bool follow = false) {
   Options options;
+  options.follow = follow;
   options.state_path = machine.state_path;
   options.writer_name = "demo on " + machine.name;
   options.deadline = 30s;
@@ -154,18 +157,23 @@ void run_writer(const Machine& machine, const std::vector<Record>& records, std:
   }
 }
 
-void run_follower(const Machine& machine, Scoreboard& board) {
+void run_follower(const Machine& machine, std::chrono::milliseconds interval, Scoreboard& board) {
   Cache cache = open_cache(machine, board);
   while (!board.stop.load(std::memory_order_relaxed)) {
     cache.update();
-    std::this_thread::sleep_for(poll_interval);
+    std::this_thread::sleep_for(interval);
   }
 }
 
-void run_probe_writer(const Machine& machine, int probes, Scoreboard& board) {
+void run_notified_follower(const Machine& machine, Scoreboard& board) {
+  const Cache cache = open_cache(machine, board, true);
+  while (!board.stop.load(std::memory_order_relaxed)) std::this_thread::sleep_for(100ms);
+}
+
+void run_probe_writer(const Machine& machine, const ProbeRound& round, Scoreboard& board) {
   Cache cache = open_cache(machine, board);
-  for (int probe = 1; probe <= probes; ++probe) {
-    board.probe_number.store(static_cast<std::uint64_t>(probe));
+  std::minstd_rand random(static_cast<unsigned>(::getpid()));
+  for (int probe = round.first; probe <= round.last; ++probe) {
     cache.set(probe_key, std::to_string(probe));
     board.set_returned_ns.store(boot_time_ns());
     while (board.probe_seen_by_same_machine.load() < static_cast<std::uint64_t>(probe) ||
@@ -173,24 +181,33 @@ void run_probe_writer(const Machine& machine, int probes, Scoreboard& board) {
       std::this_thread::sleep_for(100us);
     }
     board.set_returned_ns.store(0);
+    std::this_thread::sleep_for(std::chrono::milliseconds(random() % pause_ms_max));
   }
   cache.erase(probe_key);
 }
 
-void run_probe_reader(const Machine& machine, int probes, std::atomic<std::uint64_t>& seen,
-                      LatencyHistogram& latencies, Scoreboard& board) {
+void run_probe_reader(const Machine& machine, const ProbeRound& round,
+                      std::atomic<std::uint64_t>& seen, LatencyHistogram& latencies,
+                      Scoreboard& board) {
   const Cache cache = open_cache(machine, board);
   std::string value;
-  for (int probe = 1; probe <= probes; ++probe) {
+  for (int probe = round.first; probe <= round.last; ++probe) {
     const std::string wanted = std::to_string(probe);
-    while (!cache.get(probe_key, value) || value != wanted) std::this_thread::sleep_for(20us);
+    for (;;) {
+      const UpdateId id = cache.applied_id();
+      if (cache.get(probe_key, value) && value == wanted) break;
+      cache.wait(id);
+    }
     const std::int64_t seen_ns = boot_time_ns();
     std::int64_t returned_ns;
     while ((returned_ns = board.set_returned_ns.load()) == 0) std::this_thread::sleep_for(20us);
-    latencies.record(static_cast<std::uint64_t>(std::max<std::int64_t>(seen_ns - returned_ns, 0)));
+    if (probe >= round.first + unrecorded_probes) {
+      latencies.record(
+          static_cast<std::uint64_t>(std::max<std::int64_t>(seen_ns - returned_ns, 0)));
+    }
     seen.store(static_cast<std::uint64_t>(probe));
     // The writer clears the time once both readers have seen the probe.
-    while (board.set_returned_ns.load() == returned_ns && probe < probes)
+    while (board.set_returned_ns.load() == returned_ns && probe < round.last)
       std::this_thread::sleep_for(20us);
   }
 }

@@ -3,6 +3,7 @@
 
 #include <sys/types.h>
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -46,12 +47,23 @@ void run_reader(const Machine& machine, const std::vector<Record>& records, Scor
 // Writes new versions of every second record, from `first` on.
 void run_writer(const Machine& machine, const std::vector<Record>& records, std::size_t first,
                 Scoreboard& board);
-// Keeps the machine up to date.
-void run_follower(const Machine& machine, Scoreboard& board);
+// Keeps the machine up to date: asks the log at this interval.
+void run_follower(const Machine& machine, std::chrono::milliseconds interval, Scoreboard& board);
+// The same, but sleeps until the log tells of an update (Options::follow).
+void run_notified_follower(const Machine& machine, Scoreboard& board);
 
-// Measure how long after set() returns other processes see the value.
-void run_probe_writer(const Machine& machine, int probes, Scoreboard& board);
-void run_probe_reader(const Machine& machine, int probes, std::atomic<std::uint64_t>& seen,
-                      LatencyHistogram& latencies, Scoreboard& board);
+// A round of probes, numbered first..last. The delays of the first ones are not recorded: they
+// include the start of the processes.
+struct ProbeRound {
+  int first;
+  int last;
+};
+
+// Measure how long after set() returns other processes see the value. The reader sleeps in
+// Cache::wait() between probes.
+void run_probe_writer(const Machine& machine, const ProbeRound& round, Scoreboard& board);
+void run_probe_reader(const Machine& machine, const ProbeRound& round,
+                      std::atomic<std::uint64_t>& seen, LatencyHistogram& latencies,
+                      Scoreboard& board);
 
 }  // namespace whycache::demo
