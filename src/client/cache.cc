@@ -195,15 +195,15 @@ class Cache::Impl {
   Impl(std::unique_ptr<Log> log, Options given)
       : options_(checked(std::move(given))),
         role_(Role::with_log),
-        location_(locate_state(options_, *log, opening_deadline_)),
-        state_(open_state()) {
+        location_(locate_state(options_, *log, opening_deadline_)) {
+    open_state();
     open(std::move(log));
   }
   Impl(const std::string& state_path, const AttachOptions& given)
       : options_(checked(options_of(given))),
         role_(Role::attached),
-        location_{path_for_format(absolute_path(state_path)), {}, {}},
-        state_(open_state()) {
+        location_{path_for_format(absolute_path(state_path)), {}, {}} {
+    open_state();
     open(std::make_unique<NoLog>(state_->path()));
   }
   void open(std::unique_ptr<Log> log) {
@@ -212,7 +212,7 @@ class Cache::Impl {
       context_.store(
           new ProcessContext(*state_, location_, the_log, std::move(log), options_, counters_));
       prepare(opening_deadline_);
-      state_if_open_.store(state_.get(), std::memory_order_release);
+      state_if_open_.store(&*state_, std::memory_order_release);
       start_follower();
     } catch (...) {
       shut_down();
@@ -223,6 +223,9 @@ class Cache::Impl {
   Impl(const Impl&) = delete;
   Impl& operator=(const Impl&) = delete;
 
+  // For reads that ask before they take the slow path. No check of whether the cache is closed:
+  // that disables their fast path.
+  const State& state_for_reads() const { return *state_; }
   State* state_if_open() const { return state_if_open_.load(std::memory_order_acquire); }
   // Returns the state; opens it again if it was closed.
   State& state() const {
@@ -268,6 +271,7 @@ class Cache::Impl {
     State* const state = state_if_open_.exchange(nullptr, std::memory_order_acq_rel);
     if (remove) is_deleted_.store(true, std::memory_order_release);
     if (state == nullptr && !remove) return;
+    state_->enable_fast_reads(false);
     context.session.close();
     context.follower.stop();
     context.notifier.stop();
@@ -326,7 +330,8 @@ class Cache::Impl {
     context.notifier.restart();
     context.follower.start();
     state_->enable_mapping_cache();
-    state_if_open_.store(state_.get(), std::memory_order_release);
+    state_->enable_fast_reads(true);
+    state_if_open_.store(&*state_, std::memory_order_release);
     return *state_;
   }
 
@@ -335,11 +340,12 @@ class Cache::Impl {
     return context->owner_fork_count == fork_count() ? *context : create_child_context(context);
   }
 
-  std::unique_ptr<State> open_state() const {
+  void open_state() {
     try {
       const bool waits = options_.open == OpenMode::wait;
-      return State::open(state_options(options_, location_.path, role_),
-                         waits ? opening_deadline_ : Deadline(std::chrono::milliseconds(0)));
+      state_.emplace(state_options(options_, location_.path, role_),
+                     waits ? opening_deadline_ : Deadline(std::chrono::milliseconds(0)));
+      state_->set_owner(state_owner_);
     } catch (...) {
       remove_temporary_directory(location_);
       throw;
@@ -392,7 +398,21 @@ class Cache::Impl {
     remove_temporary_directory_if_owner();
   }
 
-  // Null while closed, so that a read needs to test only this.
+  // Opens the cache again for a read that finds it closed.
+  class Owner final : public StateOwner {
+   public:
+    explicit Owner(Impl& impl) : impl_(impl) {}
+    void before_slow_read() override { impl_.state(); }
+    void note_damage() noexcept override { impl_.note_damage(); }
+
+   private:
+    Impl& impl_;
+  };
+
+  // First, so that a read finds it without an addition. It stays mapped after close() until this
+  // object is destroyed: another thread may be reading.
+  mutable std::optional<State> state_;
+  // Null while closed.
   mutable std::atomic<State*> state_if_open_{nullptr};
   std::atomic<bool> is_deleted_{false};
   const Options options_;
@@ -402,8 +422,7 @@ class Cache::Impl {
   const StateLocation location_;
   const std::uint64_t owner_fork_count_ = fork_count();
   mutable AtomicCounters counters_;
-  // Stays mapped after close() until this object is destroyed: another thread may be reading.
-  std::unique_ptr<State> state_;
+  Owner state_owner_{*this};
   mutable std::atomic<ProcessContext*> context_{nullptr};
 };
 
@@ -468,17 +487,17 @@ Cache::Impl& Cache::impl() const {
 // --- Reads ---
 
 std::optional<std::string> Cache::get(std::string_view key) const {
-  std::string value;
-  if (!get(key, value)) return std::nullopt;
+  std::optional<std::string> value(std::in_place);
+  if (!get(key, *value)) value.reset();
   return value;
 }
 
 bool Cache::get(std::string_view key, std::string& value) const {
-  return impl().read([&](const State& state) { return state.get(key, value); });
+  return impl().state_for_reads().get_for_owner(key, value);
 }
 
 bool Cache::contains(std::string_view key) const {
-  return impl().read([&](const State& state) { return state.contains(key); });
+  return impl().state_for_reads().contains_for_owner(key);
 }
 
 std::vector<std::optional<std::string>> Cache::get_multi(

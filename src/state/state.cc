@@ -173,10 +173,11 @@ struct State::Impl final : ForkHandler {
 
 // --- Opening ---
 
-State::State(StateOptions options)
+State::State(Opening, StateOptions options)
     : options_(std::move(options)),
       directory_cache_(&CurrentFile::no_directory_cache()),
-      get_(select_get()),
+      get_for_owner_(select_get<Asks::owner>()),
+      get_(select_get<Asks::nobody>()),
       try_get_(select_try_get()),
       impl_(std::make_unique<Impl>(*this)) {}
 
@@ -184,38 +185,41 @@ State::~State() {
   if (impl_) unregister_fork_handler(impl_.get());
 }
 
-std::unique_ptr<State> State::open(const StateOptions& options, const Deadline& deadline) {
+StateOptions State::checked(const StateOptions& options) {
   if (options.path.empty()) throw Error(ErrorKind::invalid, "no path for the state");
   check_state_location(options);
   // The process may change its working directory later.
   StateOptions absolute = options;
   absolute.path = absolute_path(options.path);
-  std::unique_ptr<State> state(new State(absolute));
-  Impl& inner = *state->impl_;
+  return absolute;
+}
+
+State::State(const StateOptions& options, const Deadline& deadline)
+    : State(Opening(), checked(options)) {
+  Impl& inner = *impl_;
   // A usable file at the path is opened without waiting for a lock. Beside a file that is refused,
   // no lock file is created.
-  StateFileResult found = open_state_file(absolute);
+  StateFileResult found = open_state_file(options_);
   register_fork_handler(&inner);
   inner.open_lock_file(
-      absolute, absolute.waits_for_others ? deadline : Deadline(upgrade_time_if_not_waiting));
+      options_, options_.waits_for_others ? deadline : Deadline(upgrade_time_if_not_waiting));
   if (!found.mapping && inner.lock_file == nullptr) {
     found = verify_without_locks(std::move(found));
-    if (!found.mapping && absolute.waits_for_others && !absolute.read_only)
+    if (!found.mapping && options_.waits_for_others && !options_.read_only)
       throw Error(*inner.lock_file_error);
-  } else if (!found.mapping || !state->is_trusted(*found.mapping)) {
+  } else if (!found.mapping || !is_trusted(*found.mapping)) {
     try {
-      const HeldLock install = state->lock(StateLock::install, deadline);
-      const HeldLock writer = state->lock(StateLock::writer, deadline);
-      found = state->open_with_locks(deadline);
+      const HeldLock install = lock(StateLock::install, deadline);
+      const HeldLock writer = lock(StateLock::writer, deadline);
+      found = open_with_locks(deadline);
     } catch (const Error& error) {
-      if (absolute.waits_for_others || error.kind() != ErrorKind::unavailable) throw;
+      if (options_.waits_for_others || error.kind() != ErrorKind::unavailable) throw;
       found.unusable_reason = error.what();
     }
   }
-  state->adopted_ = found.adopted;
+  adopted_ = found.adopted;
   inner.current_file.set_unusable_reason(found.unusable_reason);
   if (found.mapping) inner.current_file.switch_to(std::move(found.mapping));
-  return state;
 }
 
 // Whether the file may be read without verification. A process that may not use the lock file
@@ -374,6 +378,7 @@ static_assert(copy_short_bytes_max <= fast_value_bytes_max);
 }  // namespace
 
 // Copies the value into a string that most often has the value's size already.
+template <Asks asks>
 struct State::CopyValue {
   // The addresses of the copy must not depend on the size in the entry, which comes from memory.
   // hide_from_optimizer() keeps the compiler from using that size, since it is equal.
@@ -390,10 +395,11 @@ struct State::CopyValue {
   [[gnu::always_inline]] bool take_slowly(const State& state, const UnpinnedRead& read,
                                           std::string_view key, std::string_view value) const {
     pending_get = {&state, &read.header(), read.optimistic()};
-    return finish_get(key, target, value);
+    return finish_get<asks>(key, target, value);
   }
   [[gnu::always_inline]] bool read_slowly(const State& state, std::string_view key) const {
-    return state.slow_read(key, *this);
+    return asks == Asks::owner ? state.slow_read_for_owner(key, *this)
+                               : state.slow_read(key, *this);
   }
   void take_any(const Mapping&, std::string_view, std::string_view value) const {
     copy_into(target, value);
@@ -428,6 +434,7 @@ struct State::CopyToBuffer {
   ValueBuffer& target;
 };
 
+template <Asks asks>
 struct State::TestPresence {
   template <typename Vectors>
   [[gnu::always_inline]] static bool take(const UnpinnedRead&, const FastValue&, std::size_t,
@@ -440,7 +447,8 @@ struct State::TestPresence {
     return read_slowly(state, key);  // never called: take() accepts every value
   }
   [[gnu::always_inline]] static bool read_slowly(const State& state, std::string_view key) {
-    return state.slow_read(key, TestPresence());
+    return asks == Asks::owner ? state.slow_read_for_owner(key, TestPresence())
+                               : state.slow_read(key, TestPresence());
   }
   static void take_any(const Mapping&, std::string_view, std::string_view) {}
 };
@@ -471,6 +479,7 @@ struct State::FindVersion {
   EntryVersion& target;
 };
 
+template <Asks asks>
 bool State::finish_get(std::string_view key, std::string& value, std::string_view found) {
   const PendingGet get = pending_get;
   bool holds = false;
@@ -488,7 +497,7 @@ bool State::finish_get(std::string_view key, std::string& value, std::string_vie
       holds = get.read.validate(*get.header);
     }
   }
-  return holds || get.state->slow_read(key, CopyValue{value});
+  return holds || CopyValue<asks>{value}.read_slowly(*get.state, key);
 }
 
 // As finish_get(), but does not wait.
@@ -526,9 +535,10 @@ WHYCACHE_INLINE_AVX2 bool State::read_avx2(const State& state, std::string_view 
   return false;
 }
 
+template <Asks asks>
 [[WHYCACHE_TARGET_AVX2]] bool State::get_avx2(const State& state, std::string_view key,
                                               std::string& value) {
-  return read_avx2(state, key, CopyValue{value});
+  return read_avx2(state, key, CopyValue<asks>{value});
 }
 
 [[WHYCACHE_TARGET_AVX2]] bool State::try_get_avx2(const State& state, std::string_view key,
@@ -547,7 +557,11 @@ template <typename Sink>
 }
 
 bool State::contains(std::string_view key) const {
-  return read_portable(*this, key, TestPresence());
+  return read_portable(*this, key, TestPresence<Asks::nobody>());
+}
+
+bool State::contains_for_owner(std::string_view key) const {
+  return read_portable(*this, key, TestPresence<Asks::owner>());
 }
 
 bool State::find_version(std::string_view key, EntryVersion& version) const {
@@ -579,12 +593,13 @@ bool State::filter_excludes(ReaderThread& thread, std::string_view key) const {
   return excludes;
 }
 
+template <Asks asks>
 State::GetFunction* State::select_get() {
 #if WHYCACHE_AVX2
-  if (has_avx2()) return get_avx2;
+  if (has_avx2()) return get_avx2<asks>;
 #endif
   return [](const State& state, std::string_view key, std::string& value) {
-    return read_portable(state, key, CopyValue{value});
+    return read_portable(state, key, CopyValue<asks>{value});
   };
 }
 
@@ -623,6 +638,21 @@ bool State::slow_read(std::string_view key, Sink sink) const {
   if (value.data() == nullptr) return record_miss();
   sink.take_any(held->mapping(), key, value);
   return true;
+}
+
+template <typename Sink>
+bool State::slow_read_for_owner(std::string_view key, Sink sink) const {
+  owner_->before_slow_read();
+  try {
+    return slow_read(key, sink);
+  } catch (const Error& error) {
+    if (error.kind() == ErrorKind::corrupt) owner_->note_damage();
+    throw;
+  }
+}
+
+void State::enable_fast_reads(bool enabled) const {
+  impl_->current_file.enable_fast_reads(enabled);
 }
 
 std::shared_ptr<const detail::Pin> State::pin() const {

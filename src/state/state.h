@@ -71,6 +71,21 @@ struct StatePosition {
   friend bool operator==(const StatePosition&, const StatePosition&) = default;
 };
 
+// What a State belongs to, if that decides about its reads: State::get_for_owner().
+class StateOwner {
+ public:
+  // A read is about to take the slow path. What this throws, the read throws.
+  virtual void before_slow_read() = 0;
+  // A read has found the state damaged, and throws Error(corrupt).
+  virtual void note_damage() noexcept = 0;
+
+ protected:
+  ~StateOwner() = default;
+};
+
+// Whom a read asks before it takes the slow path.
+enum class Asks : std::uint8_t { nobody, owner };
+
 // Whether State::install() replaces a current state that has applied more of the same log than the
 // new one, which happens if a writer of this machine has been active meanwhile.
 enum class InstallPolicy : std::uint8_t { always, unless_behind };
@@ -86,10 +101,15 @@ class State {
   // Verifying and adopting needs locks. Throws Error(unavailable) if others hold them until the
   // deadline. A process that may not use the lock file, or has asked for options.read_only, can
   // read, and verify for itself; whatever needs the lock file throws Error(invalid) there.
+  explicit State(const StateOptions& options, const Deadline& deadline = default_deadline());
   static std::unique_ptr<State> open(const StateOptions& options,
-                                     const Deadline& deadline = default_deadline());
+                                     const Deadline& deadline = default_deadline()) {
+    return std::make_unique<State>(options, deadline);
+  }
   static Deadline default_deadline() { return Deadline(std::chrono::seconds(10)); }
   ~State();
+  State(const State&) = delete;
+  State& operator=(const State&) = delete;
 
   const std::string& path() const { return options_.path; }
   // Returns whether there is a state to read.
@@ -111,6 +131,17 @@ class State {
     return try_get_(*this, key, buffer);
   }
   bool contains(std::string_view key) const;
+  // The same as get() and contains(), for an owner. It is asked on the slow path only, so that it
+  // costs other reads nothing: while fast reads are disabled, before every read.
+  bool get_for_owner(std::string_view key, std::string& value) const {
+    return get_for_owner_(*this, key, value);
+  }
+  bool contains_for_owner(std::string_view key) const;
+  // Call it before the first of these reads. The owner outlives them.
+  void set_owner(StateOwner& owner) { owner_ = &owner; }
+  // Disables the fast path of all reads, in all threads, or enables it again. A read that is under
+  // way may still take it. Enabled at first.
+  void enable_fast_reads(bool enabled) const;
   // Sets `version` and returns true, or returns false if the key is absent. Costs as contains().
   bool find_version(std::string_view key, EntryVersion& version) const;
   // Returns a position at or before the one that the next read sees. Costs some nanoseconds.
@@ -229,19 +260,25 @@ class State {
       const std::function<void(std::uint64_t, std::uint64_t)>& progress) const;
 
  private:
-  explicit State(StateOptions options);
+  struct Opening {};
+  State(Opening, StateOptions options);
+  static StateOptions checked(const StateOptions& options);
   void clear_stale_superseded_bit() const noexcept;
   bool is_trusted(const Mapping& mapping) const;
   StateFileResult open_with_locks(const Deadline& deadline) const;
   std::optional<LogIdentity> of_other_log(const Mapping& found) const;
   // --- Point reads (read/point_read.h) ---
+  template <Asks asks>
   struct CopyValue;
   struct CopyToBuffer;
+  template <Asks asks>
   struct TestPresence;
   struct FindVersion;
   // get() with the bucket search that this processor is best at.
   using GetFunction = bool(const State& state, std::string_view key, std::string& value);
+  template <Asks asks>
   static GetFunction get_avx2;
+  template <Asks asks>
   static GetFunction* select_get();
   using TryGetFunction = bool(const State& state, std::string_view key, ValueBuffer& buffer);
   static TryGetFunction try_get_avx2;
@@ -257,12 +294,15 @@ class State {
   [[gnu::noinline]] bool read(std::string_view key, Sink sink, bool passed_filter) const;
   bool filter_excludes(ReaderThread& thread, std::string_view key) const;
   // Copies a value that is long, or that has another size than the string.
+  template <Asks asks>
   [[gnu::noinline]] static bool finish_get(std::string_view key, std::string& value,
                                            std::string_view found);
   [[gnu::noinline]] static bool finish_try_get(ValueBuffer& buffer, std::string_view found);
   // Reads that the fast path left undecided: several attempts without a pin, then one with a pin.
   template <typename Sink>
   [[gnu::noinline]] bool slow_read(std::string_view key, Sink sink) const;
+  template <typename Sink>
+  [[gnu::noinline]] bool slow_read_for_owner(std::string_view key, Sink sink) const;
   std::optional<std::int64_t> poll_time(PollTime PollRecord::*which, std::int64_t now_ns) const;
 
   struct Impl;
@@ -272,8 +312,10 @@ class State {
   // acquire it in a read section. It is a member here rather than of CurrentFile, so that a read
   // finds it with one load.
   std::atomic<const DirectoryCache*> directory_cache_;
+  bool (*const get_for_owner_)(const State&, std::string_view, std::string&);
   bool (*const get_)(const State&, std::string_view, std::string&);
   bool (*const try_get_)(const State&, std::string_view, ValueBuffer&);
+  StateOwner* owner_ = nullptr;
   std::unique_ptr<Impl> impl_;
 };
 

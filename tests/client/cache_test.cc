@@ -286,6 +286,25 @@ TEST(Cache, caches_sharing_state_see_writes_immediately) {
   EXPECT_EQ(first.set("b", "3"), 3U);
 }
 
+TEST(Cache, get_returns_values_of_any_sequence_of_sizes) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  const std::vector<std::size_t> sizes{0, 1, 15, 16, 100, 128, 129, 1000, 100'000};
+  for (const std::size_t bytes : sizes)
+    cache.set("value of " + std::to_string(bytes), std::string(bytes, 'v'));
+  const auto expect_value = [&](std::size_t bytes) {
+    EXPECT_EQ(cache.get("value of " + std::to_string(bytes)), std::string(bytes, 'v'));
+  };
+  for (const std::size_t first : sizes) {
+    for (const std::size_t second : sizes) {
+      for (int i = 0; i < 3; ++i) expect_value(first);
+      EXPECT_EQ(cache.get("absent key"), std::nullopt);
+      expect_value(second);
+      expect_value(first);
+    }
+  }
+}
+
 TEST(Cache, moved_cache_stays_usable) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
@@ -293,6 +312,11 @@ TEST(Cache, moved_cache_stays_usable) {
 
   Cache moved = std::move(cache);
   EXPECT_FALSE(cache.valid());  // NOLINT: tests the moved-from object
+  std::string value;
+  const auto moved_from = [](auto&& call) { expect_error(ErrorKind::invalid, call, "moved from"); };
+  moved_from([&] { static_cast<void>(cache.get("a")); });
+  moved_from([&] { static_cast<void>(cache.get("a", value)); });
+  moved_from([&] { static_cast<void>(cache.contains("a")); });
   EXPECT_EQ(moved.get("a"), "1");
   moved = fleet.open("tokyo");
   EXPECT_EQ(moved.get("a"), "1");
@@ -507,6 +531,38 @@ TEST(CacheClosing, closed_cache_is_opened_again_by_next_call) {
     cache.close_shared_state();
   }
   EXPECT_EQ(events.count(Event::Kind::rebuilt), 0) << "the state stayed as it was";
+}
+
+// Each kind of read that no longer tests whether the cache is closed, with keys of each size that
+// the fast path tells apart.
+TEST(CacheClosing, any_point_read_opens_closed_cache_again) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  std::string value;
+  for (const std::string& key : {std::string("a"), std::string("checkout.on"), std::string(40, 'k'),
+                                 std::string(300, 'k')}) {
+    cache.set(key, "1");
+    const std::vector<std::function<void()>> reads{
+        [&] { EXPECT_EQ(cache.get(key), "1"); }, [&] { EXPECT_TRUE(cache.get(key, value)); },
+        [&] { EXPECT_TRUE(cache.contains(key)); }, [&] { EXPECT_FALSE(cache.contains(key + '?')); },
+        [&] { EXPECT_FALSE(cache.get(key + '?', value)); }};
+    for (const std::function<void()>& read : reads) {
+      cache.close_shared_state();
+      EXPECT_EQ(CacheInternal::state_if_open(cache), nullptr);
+      read();
+      EXPECT_NE(CacheInternal::state_if_open(cache), nullptr);
+    }
+  }
+}
+
+TEST(CacheClosing, closed_cache_is_opened_by_read_of_thread_that_meets_many_absent_keys) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  cache.set("checkout.on", "1");
+  for (int i = 0; i < 100; ++i) EXPECT_FALSE(cache.contains("absent." + std::to_string(i)));
+  cache.close_shared_state();
+  EXPECT_FALSE(cache.contains("checkout.off"));
+  EXPECT_NE(CacheInternal::state_if_open(cache), nullptr);
 }
 
 // As when a machine gets a copy from another one.

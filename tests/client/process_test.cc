@@ -233,14 +233,50 @@ TEST_P(Processes, threads_of_child_and_grandchild_write) {
 
 TEST_P(Processes, view_from_before_fork_is_invalid_in_child) {
   Cache cache = fleet.open("berlin");
-  cache.set("a", "1");
+  // Keys of each kind that the fast path tells apart.
+  const std::vector<std::string> keys{"a", "checkout.on", std::string(40, 'k')};
+  for (const std::string& key : keys) cache.set(key, "1");
   const View view = cache.view();
+  const View second = cache.view();
+  for (const std::string& key : keys) EXPECT_EQ(view.get(key), "1");
+  const auto expect_invalid = [&](const View& inherited) {
+    for (const std::string& key : keys) {
+      expect_error(
+          ErrorKind::invalid, [&] { static_cast<void>(inherited.get(key)); }, "before fork");
+      expect_error(ErrorKind::invalid, [&] { static_cast<void>(inherited.contains(key + '?')); });
+    }
+  };
   expect_success_in_child([&] {
-    expect_error(ErrorKind::invalid, [&] { static_cast<void>(view.get("a")); });
+    expect_invalid(view);
+    expect_invalid(second);
     const View of_child = cache.view();
-    EXPECT_EQ(of_child.get("a"), "1");
+    for (const std::string& key : keys) EXPECT_EQ(of_child.get(key), "1");
+    expect_success_in_child([&] {
+      expect_invalid(view);
+      expect_invalid(of_child);
+    });
+    for (const std::string& key : keys) EXPECT_EQ(of_child.get(key), "1");
   });
-  EXPECT_EQ(view.get("a"), "1");
+  for (const std::string& key : keys) EXPECT_EQ(view.get(key), "1");
+}
+
+TEST_P(Processes, cache_closed_before_fork_is_opened_by_next_read_of_each_process) {
+  Cache cache = fleet.open("berlin");
+  cache.set("checkout.on", "1");
+  cache.close_shared_state();
+  expect_success_in_child([&] {
+    EXPECT_EQ(cache.get("checkout.on"), "1");
+    EXPECT_EQ(cache.set("checkout.on", "2"), 2U);
+  });
+  EXPECT_TRUE(cache.contains("checkout.on"));
+  EXPECT_EQ(cache.get("checkout.on"), "2");
+  cache.delete_shared_state();
+  expect_success_in_child([&] {
+    expect_error(
+        ErrorKind::invalid, [&] { static_cast<void>(cache.get("checkout.on")); }, "closed");
+    expect_error(
+        ErrorKind::invalid, [&] { static_cast<void>(cache.contains("checkout.on")); }, "closed");
+  });
 }
 
 TEST_P(Processes, close_in_child_leaves_parent_cache_open) {

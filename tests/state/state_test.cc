@@ -10,6 +10,7 @@
 #include "base/hash.h"
 #include "state/test_state.h"
 #include "support/seed.h"
+#include "support/thrown_error.h"
 
 namespace whycache {
 namespace {
@@ -246,6 +247,52 @@ struct StringBuffer : ValueBuffer {
   std::string text;
   bool fails = false;
 };
+
+class CountingOwner final : public StateOwner {
+ public:
+  void before_slow_read() override {
+    ++slow_reads;
+    if (refuses) throw Error(ErrorKind::invalid, "refused by the owner");
+  }
+  void note_damage() noexcept override {}
+
+  int slow_reads = 0;
+  bool refuses = false;
+};
+
+TEST_F(StateTest, owner_is_asked_before_every_read_while_fast_reads_are_disabled) {
+  TestState state(path());
+  CountingOwner owner;
+  state->set_owner(owner);
+  state.apply({{"checkout.on", "1"}});
+  std::string value;
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(state->get_for_owner("checkout.on", value));
+  EXPECT_LE(owner.slow_reads, 1) << "the first read may find the file grown";
+
+  state->enable_fast_reads(false);
+  for (int i = 1; i <= 3; ++i) {
+    owner.slow_reads = 0;
+    // Neither what a slow read learns nor another file may enable them again.
+    EXPECT_TRUE(state->get_for_owner("checkout.on", value));
+    EXPECT_FALSE(state->get_for_owner("checkout.off", value));
+    EXPECT_TRUE(state->contains_for_owner("checkout.on"));
+    EXPECT_EQ(owner.slow_reads, 3);
+    EXPECT_TRUE(state->contains("checkout.on")) << "asks nobody";
+    EXPECT_EQ(owner.slow_reads, 3);
+    state->install(*state->begin_build(testing::test_uuid, "test:"));
+    state.apply({{"checkout.on", "1"}});
+  }
+  owner.refuses = true;
+  testing::expect_error(
+      ErrorKind::invalid, [&] { state->get_for_owner("checkout.on", value); },
+      "refused by the owner");
+
+  state->enable_fast_reads(true);
+  owner.slow_reads = 0;
+  owner.refuses = false;
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(state->get_for_owner("checkout.on", value));
+  EXPECT_LE(owner.slow_reads, 1);
+}
 
 TEST_F(StateTest, try_get_copies_values_of_any_size_into_buffer) {
   TestState state(path());

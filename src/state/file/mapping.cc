@@ -117,7 +117,8 @@ Mapping::~Mapping() {
 
 Pins& Mapping::pins() const {
   if (Pins* const known = pins_.load(std::memory_order_acquire)) return *known;
-  auto created = std::make_unique<Pins>(Pins::MappedFile{header(), path_, descriptor()});
+  auto created = std::make_unique<Pins>(
+      Pins::MappedFile{header(), path_, descriptor(), empty_directory_cache_});
   Pins* known = nullptr;
   if (pins_.compare_exchange_strong(known, created.get(), std::memory_order_acq_rel))
     return *created.release();

@@ -127,6 +127,9 @@ class Mapping {
     return last_directory_cache_.load(std::memory_order_acquire);
   }
 
+  // One that matches no directory.
+  const DirectoryCache& empty_directory_cache() const { return empty_directory_cache_; }
+
   const KeyHash& key_hash() const { return key_hash_; }
   std::uint64_t hash_of(std::string_view key) const { return key_hash_(key); }
 

@@ -146,7 +146,9 @@ PublishedBlock Pins::add(PinNode& pin) {
   }
   if (block.id < (newest_ != nullptr ? newest_->id : *locked_id_))
     throw corrupt_state("applied id went back: path=" + mapped_.path + " update", block.id);
-  pin = {block.id, newest_, nullptr};
+  pin.id = block.id;
+  pin.previous = newest_;
+  pin.next = nullptr;
   (newest_ != nullptr ? newest_->next : oldest_) = &pin;
   newest_ = &pin;
   return block;
@@ -210,6 +212,8 @@ void Pins::after_fork_in_child() noexcept {
   new (&changed_) std::condition_variable;
   new (&releaser_) std::thread;
   has_surplus_ = false;
+  for (PinNode* pin = oldest_; pin != nullptr; pin = pin->next)
+    pin->directory_cache.store(&mapped_.empty_directory_cache, std::memory_order_release);
   oldest_ = newest_ = nullptr;
   locked_id_.reset();
   kept_alive_ = nullptr;  // not mapped here

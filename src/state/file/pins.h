@@ -9,6 +9,7 @@
 
 #include <sys/stat.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -23,21 +24,28 @@
 
 namespace whycache {
 
+struct DirectoryCache;
+
 // A member of the list of pins. Its owner keeps it in place.
 struct PinNode {
   UpdateId id = 0;
   PinNode* previous = nullptr;
   PinNode* next = nullptr;
+  // What reads of the view load first. The owner stores it (release), reads acquire it. In a forked
+  // child, Pins replaces it with one that sends each read to its slow path, which fails there.
+  std::atomic<const DirectoryCache*> directory_cache{nullptr};
 };
 
 // Any number of threads may use it. A forked child has no pins, and locks of its own.
 class Pins final : public ForkHandler {
  public:
-  // The file, as it is mapped: its header, its path, and an open file of it. Both outlive this.
+  // The file, as it is mapped: its header, its path, and an open file of it. All outlive this.
   struct MappedFile {
     const Header& header;
     std::string path;
     int descriptor;
+    // One that matches no directory.
+    const DirectoryCache& empty_directory_cache;
   };
   // Opens the file once more: the locks of an open file are shared with forked children that
   // inherit it. Throws Error if that is not possible.

@@ -210,7 +210,7 @@ void CurrentFile::switch_locked(std::shared_ptr<Mapping> mapping) {
     mapping_ = std::move(mapping);
     expected_log_ = log_uuid_of(*mapping_);
     unowned_mapping_.store(mapping_.get(), std::memory_order_release);
-    directory_cache_.store(mapping_->last_directory_cache(), std::memory_order_release);
+    publish_directory_cache();
     // After both stores: the grace period covers every read that loaded an old pointer.
     retired.start_grace_period();
     if (retired.mapping) wake_applied_waiters(retired.mapping->header());
@@ -226,7 +226,7 @@ bool CurrentFile::run_unmapped(const std::function<bool()>& remove_file, const D
       RetiredMapping& retired = retired_.emplace_back();
       retired.mapping = std::move(mapping_);
       unowned_mapping_.store(nullptr, std::memory_order_release);
-      directory_cache_.store(&no_directory_cache(), std::memory_order_release);
+      publish_directory_cache();
       retired.start_grace_period();
       wake_applied_waiters(retired.mapping->header());  // they keep it mapped
     }
@@ -275,9 +275,20 @@ void CurrentFile::take_elapsed(std::list<RetiredMapping>& unmapped) noexcept {
 
 void CurrentFile::refresh_directory_cache(const Mapping& mapping) {
   if (!switch_mutex_.try_lock()) return;
-  if (mapping_.get() == &mapping)
-    directory_cache_.store(mapping.last_directory_cache(), std::memory_order_release);
+  if (mapping_.get() == &mapping) publish_directory_cache();
   switch_mutex_.unlock();
+}
+
+void CurrentFile::enable_fast_reads(bool enabled) {
+  const MutexLock lock(switch_mutex_);
+  fast_reads_enabled_ = enabled;
+  publish_directory_cache();
+}
+
+void CurrentFile::publish_directory_cache() {
+  const bool is_fast = fast_reads_enabled_ && mapping_ != nullptr;
+  directory_cache_.store(is_fast ? mapping_->last_directory_cache() : &no_directory_cache(),
+                         std::memory_order_release);
 }
 
 std::string CurrentFile::unusable_reason() const {

@@ -105,6 +105,9 @@ class CurrentFile final : public ForkHandler {
   // A read of `mapping` needed another directory cache. Makes that the one of later reads, unless
   // another thread holds the mutex: it may be switching to another file.
   void refresh_directory_cache(const Mapping& mapping);
+  // While disabled, point reads load the directory cache of no file, which sends each to its slow
+  // path. A read that has loaded another one before finishes on it. Enabled at first.
+  void enable_fast_reads(bool enabled);
 
   // Why there is no usable file; empty if it was removed.
   std::string unusable_reason() const;
@@ -134,6 +137,8 @@ class CurrentFile final : public ForkHandler {
       WHYCACHE_REQUIRES(successor_mutex_);
   void prepare_for_views(const Mapping& mapping);
   void switch_locked(std::shared_ptr<Mapping> mapping) WHYCACHE_REQUIRES(successor_mutex_);
+  // Stores what point reads load from now on.
+  void publish_directory_cache() WHYCACHE_REQUIRES(switch_mutex_);
   bool wait_until_unmapped(const Deadline& deadline) WHYCACHE_REQUIRES(successor_mutex_);
   // Moves the replaced mappings that no thread can be reading any more to `unmapped`, whose
   // destruction may wait for a fork: the caller releases the mutex first.
@@ -154,9 +159,11 @@ class CurrentFile final : public ForkHandler {
   std::list<RetiredMapping> awaited_ WHYCACHE_GUARDED_BY(switch_mutex_);
   std::string unusable_reason_ WHYCACHE_GUARDED_BY(switch_mutex_);
   std::optional<Uuid> expected_log_ WHYCACHE_GUARDED_BY(switch_mutex_);
+  bool fast_reads_enabled_ WHYCACHE_GUARDED_BY(switch_mutex_) = true;
   // mapping_.get(). Stored under switch_mutex_ (release); point reads in a ReadSection acquire it.
   std::atomic<const Mapping*> unowned_mapping_{nullptr};
-  // The directory cache of the same mapping, stored and acquired in the same way.
+  // The directory cache of the same mapping, stored and acquired in the same way; that of no file
+  // while fast reads are disabled.
   std::atomic<const DirectoryCache*>& directory_cache_;
 };
 

@@ -17,8 +17,11 @@ Pin::Pin(std::shared_ptr<const Mapping> mapping, Writers writers)
     Pins& pins = mapping_->pins();
     block_ = pins.add(node_);
     pins_ = &pins;
+    node_.directory_cache.store(mapping_->last_directory_cache(), std::memory_order_release);
   } else {
     block_ = read_published(mapping_->header());
+    // In a forked child, nothing would replace another one.
+    node_.directory_cache.store(&mapping_->empty_directory_cache(), std::memory_order_release);
   }
   max_entry_word_ = EntryWord::max_at(block_.id);
 }
@@ -60,9 +63,7 @@ struct Pin::ViewValue {
 [[WHYCACHE_TARGET_AVX2]] std::string_view Pin::find_avx2(const Pin& pin, std::string_view key) {
   if (!fits_two_words(key.size())) [[unlikely]]
     return find_portable<false>(pin, key);
-  if (pin.fork_count_ != fork_count()) [[unlikely]]
-    return pin.slow_find(key);
-  const PinnedRead read(*pin.mapping_->last_directory_cache(), pin.max_entry_word_);
+  const PinnedRead read(pin.directory_cache(), pin.max_entry_word_);
   std::string_view value;
   if (point_read_avx2(read, pin, key, ViewValue{value})) [[likely]]
     return value;
@@ -73,9 +74,7 @@ struct Pin::ViewValue {
 template <bool two_words>
 [[gnu::noinline]] std::string_view Pin::find_portable(const Pin& pin, std::string_view key) {
   if (two_words && !fits_two_words(key.size())) return find_portable<false>(pin, key);
-  if (pin.fork_count_ != fork_count()) [[unlikely]]
-    return pin.slow_find(key);
-  const PinnedRead read(*pin.mapping_->last_directory_cache(), pin.max_entry_word_);
+  const PinnedRead read(pin.directory_cache(), pin.max_entry_word_);
   std::string_view value;
   if (point_read<two_words>(read, pin, key, ViewValue{value})) [[likely]]
     return value;
@@ -101,6 +100,14 @@ std::string_view Pin::find(std::string_view key, UpdateId& version) const {
   return value;
 }
 
+// The fast path may have lacked a newer one.
+void Pin::renew_directory_cache() const {
+  const DirectoryCache* const newest = mapping_->last_directory_cache();
+  // Most slow reads have other reasons. They store nothing that other threads load.
+  if (pins_ != nullptr && node_.directory_cache.load(std::memory_order_relaxed) != newest)
+    node_.directory_cache.store(newest, std::memory_order_release);
+}
+
 std::string_view Pin::slow_find(std::string_view key, const char** key_in_entry) const {
   check_not_forked();
   const std::uint64_t hash = mapping_->hash_of(key);
@@ -112,6 +119,7 @@ std::string_view Pin::slow_find(std::string_view key, const char** key_in_entry)
   for (;;) {
     result = look_up_everywhere(*mapping_, hash, key, block_.id);
     if (result.status != LookupStatus::torn) {
+      renew_directory_cache();
       if (key_in_entry != nullptr) *key_in_entry = result.key;
       return result.value;
     }

@@ -58,13 +58,19 @@ class Pin {
   static FindFunction find_avx2;
   static FindFunction* select_find();
   struct ViewValue;
+  // What a read loads first. In a forked child, it matches no directory: slow_find() decides.
+  [[gnu::always_inline]] const DirectoryCache& directory_cache() const {
+    return *node_.directory_cache.load(std::memory_order_acquire);
+  }
+  void renew_directory_cache() const;
   // Finds the entry wherever it is and however the file has grown, and the key within it.
   [[gnu::noinline]] std::string_view slow_find(std::string_view key,
                                                const char** key_in_entry = nullptr) const;
 
   std::shared_ptr<const Mapping> mapping_;
   Pins* pins_ = nullptr;  // of the mapping; null if nothing is pinned
-  PinNode node_;
+  // Its directory cache is renewed by reads that needed another one.
+  mutable PinNode node_;
   FindFunction* const find_ = select_find();
   std::uint64_t fork_count_;
   PublishedBlock block_{};
