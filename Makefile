@@ -14,8 +14,9 @@
 #                  BENCH=python: the Python package beside dict, python-lmdb and redis-py
 #   make histories LOG=sqlite MINUTES=10
 #                  writers, transactions, readers and rewriters that are killed, on a log that
-#                  fails (file, sqlite, mysql, postgres, memcached before mysql), and a check of
-#                  the answers that they got; KEEP=directory keeps their histories if it fails
+#                  fails (file, sqlite, mysql, postgres, memcached or redis before mysql), and a
+#                  check of the answers that they got; KEEP=directory keeps their histories if it
+#                  fails
 #   make torture   each system call and allocation fails, or kills its process, in turn; hosts in
 #                  namespaces, on full, frozen and read-only disks, without resources; a model of
 #                  the memory order; files damaged in each bit, at each length, under sanitizers.

@@ -15,6 +15,7 @@
 
 #include "cli/config_file.h"
 #include "cli/exit_code.h"
+#include "log/log_name.h"
 
 namespace whycache::cli {
 namespace {
@@ -212,9 +213,7 @@ void set_option(CLI::Option& option, const CommonOption& common, std::string val
   }
 }
 
-bool names_memory_log(std::string_view url) {
-  return url.starts_with("memory:") || url.starts_with("memcached+memory:");
-}
+bool names_memory_log(std::string_view url) { return without_tier(url).starts_with("memory:"); }
 
 }  // namespace
 

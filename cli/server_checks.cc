@@ -17,6 +17,7 @@
 #include "base/clock.h"
 #include "base/url.h"
 #include "cli/format.h"
+#include "log/log_name.h"
 
 #if WHYCACHE_WITH_MEMCACHED
 #include "log/memcached.h"
@@ -32,13 +33,15 @@
 #include <openssl/ssl.h>
 #include <openssl/x509.h>
 #endif
+#if WHYCACHE_WITH_REDIS
+#include "log/redis_connection.h"
+#endif
 
 namespace whycache::cli {
 namespace {
 
 constexpr std::int64_t day_us = 86'400'000'000;
 constexpr std::int64_t certificate_warning_us = 14 * day_us;
-constexpr std::string_view memcached_prefix = "memcached+";
 
 // Leases compare times of different machines.
 constexpr std::int64_t clock_skew_max_us = 1'000'000;
@@ -293,6 +296,47 @@ void check_memcached(const std::string& url_text, std::chrono::milliseconds time
 
 #endif
 
+#if WHYCACHE_WITH_REDIS
+
+void check_redis(const std::string& url_text, std::chrono::milliseconds timeout,
+                 std::vector<Finding>& findings) {
+  constexpr char until_then[] =
+      ": until then each machine asks the log itself, and sees updates seconds later";
+  Url url(url_text);
+  std::string address;
+  std::string failure;
+  std::string hint;
+  try {
+    const RedisServer server = take_redis_server(url);
+    address = server.address.text();
+    if (!server.password_file.empty())
+      findings.push_back(check_secret_file("redis_password_file", server.password_file));
+    std::optional<RedisConnectionAttempt> attempt;
+    const std::unique_ptr<RedisConnection> connection =
+        connect_redis(server, timeout, Deadline(timeout), attempt);
+    // Fails as a write does: on a replica, in a cluster, without memory, without permission.
+    const std::string_view words[] = {"SET", "whycache2:doctor", "", "EX", "1"};
+    std::optional<RedisReply> reply;
+    if (connection) reply = connection->await(connection->send(words), Deadline(timeout));
+    if (reply && reply->kind != RedisReply::Kind::error) {
+      findings.push_back(Finding::ok("redis", address + " answers"));
+      return;
+    }
+    failure = reply ? reply->text : "no answer before the deadline";
+  } catch (const RedisFailure& thrown) {
+    failure = thrown.reason;
+  } catch (const Error& thrown) {
+    failure = thrown.what();
+  }
+  hint = redis_hint(failure);
+  findings.push_back(Finding::warn(
+      "redis", address + (address.empty() ? "" : ": ") + failure,
+      (hint.empty() ? "start it, or correct redis= in the url" : hint.substr(2, hint.size() - 3)) +
+          until_then));
+}
+
+#endif
+
 }  // namespace
 
 Finding check_secret_file(const std::string& what, const std::string& path) {
@@ -330,13 +374,13 @@ std::vector<Finding> check_servers([[maybe_unused]] const std::string& log_url,
                                    [[maybe_unused]] std::chrono::milliseconds timeout) {
   std::vector<Finding> findings;
   try {
-    std::string url = log_url;
-    if (url.starts_with(memcached_prefix)) {
-      url.erase(0, memcached_prefix.size());
+    const std::string url(without_tier(log_url));
 #if WHYCACHE_WITH_MEMCACHED
-      check_memcached(url, timeout, findings);
+    if (log_url.starts_with("memcached+")) check_memcached(url, timeout, findings);
 #endif
-    }
+#if WHYCACHE_WITH_REDIS
+    if (log_url.starts_with("redis+")) check_redis(url, timeout, findings);
+#endif
 #if WHYCACHE_WITH_MYSQL
     if (url.starts_with("mysql:")) check_mysql(url, timeout, findings);
 #endif

@@ -38,8 +38,7 @@ bool names_a_file(const std::string& state_path) {
 }
 
 bool is_in_memory(const Target& target) {
-  const std::string url = log_url(target);
-  return url.starts_with("memory:") || url.starts_with("memcached+memory:");
+  return without_tier(log_url(target)).starts_with("memory:");
 }
 
 // The name of the log in states and messages, found without opening the log. Empty if no log is

@@ -80,6 +80,7 @@ def build_wheel(python: pathlib.Path, sdist: pathlib.Path, directory: pathlib.Pa
         "--no-build-isolation", "--wheel-dir", raw,
         "--config-settings", f"build-dir={directory / 'build'}",
         "--config-settings", "cmake.define.WHYCACHE_MEMCACHED=OFF",
+        "--config-settings", "cmake.define.WHYCACHE_REDIS=OFF",
         "--config-settings", "cmake.define.WHYCACHE_STATIC_LIBSTDCXX=ON",
         *settings, next(unpacked.iterdir()))
     return next(raw.glob("*.whl"))

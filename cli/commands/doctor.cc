@@ -325,9 +325,9 @@ const Command doctor_command{
     R"(Checks everything that a cache depends on: kernel, limits, clocks and memory; the directory
 of the state, with its file system, free space and permissions, and a probe file for mappings and
 locks; the state, with room to rebuild it, views that are held for long, and other names of its log;
-the versions of libraries with known faults; the log, if one is named, with its server, replica and
-memcached, their clocks and certificates, and the files of passwords and keys. Each finding is ok,
-warn or bad; warn and bad come with a next step.)",
+the versions of libraries with known faults; the log, if one is named, with its server, replica,
+memcached and Redis, their clocks and certificates, and the files of passwords and keys. Each
+finding is ok, warn or bad; warn and bad come with a next step.)",
     R"(Examples:
   whycache doctor                                    before anything is set up
   whycache doctor --state /mnt/data/flags.state --log sqlite:///mnt/data/flags.db

@@ -11,14 +11,20 @@
 
 namespace whycache {
 
+// Returns the URL of a log without the tier in front of it: both are the same log.
+inline std::string_view without_tier(std::string_view url) {
+  for (const std::string_view tier : {"memcached+", "redis+"}) {
+    if (url.starts_with(tier)) return url.substr(tier.size());
+  }
+  return url;
+}
+
 // Returns a name that identifies the log and has no secrets: with the instance, even the default
 // one; without user, password, and options of the connection. Readers and writers derive
 // the same name, and so does each spelling of one place (Url::canonical()).
 inline std::string log_name(const Url& url, const std::string& instance,
                             const std::optional<std::string>& socket = std::nullopt) {
-  std::string text = url.canonical().redacted();
-  constexpr std::string_view tier = "memcached+";  // the same log with and without a tier
-  if (text.starts_with(tier)) text.erase(0, tier.size());
+  std::string text(without_tier(url.canonical().redacted()));
   text.resize(std::min(text.find('?'), text.size()));
   if (const std::size_t at = text.find('@'); at != std::string::npos) {
     const std::size_t authority = text.find("//") + 2;

@@ -23,6 +23,9 @@
 #if WHYCACHE_WITH_POSTGRES
 #include "log/postgres_log.h"
 #endif
+#if WHYCACHE_WITH_REDIS
+#include "log/redis_store.h"
+#endif
 #if WHYCACHE_WITH_SQLITE
 #include "log/sqlite_log.h"
 #endif
@@ -160,7 +163,7 @@ LogOpener parse_postgres_log([[maybe_unused]] Url& url,
 LogOpener parse_underlying_log(Url& url, std::chrono::milliseconds deadline);
 
 // Takes the options that all tiers have.
-TierOptions take_tier_options(Url& url, const std::string& timeout_option) {
+[[maybe_unused]] TierOptions take_tier_options(Url& url, const std::string& timeout_option) {
   TierOptions options;
   options.confirm_interval = std::chrono::seconds(take_number(url, "confirm_s", 2, 3'600));
   options.own_poll_interval = std::chrono::seconds(take_number(url, "ask_s", 3'600, 86'400));
@@ -169,8 +172,8 @@ TierOptions take_tier_options(Url& url, const std::string& timeout_option) {
 }
 
 // Returns the opener of the log that `url` names, with a tier in front of it.
-LogOpener opener_behind(MakeTierStore make_tier, const TierOptions& options, Url& url,
-                        std::chrono::milliseconds deadline) {
+[[maybe_unused]] LogOpener opener_behind(MakeTierStore make_tier, const TierOptions& options,
+                                         Url& url, std::chrono::milliseconds deadline) {
   return [make_tier = std::move(make_tier), options,
           open = parse_underlying_log(url, deadline)](IfMissing if_missing) {
     return std::make_unique<TieredLog>(open(if_missing), make_tier, options);
@@ -200,6 +203,22 @@ LogOpener parse_memcached_tier([[maybe_unused]] Url& url,
 #endif
 }
 
+// The same for Redis.
+LogOpener parse_redis_tier([[maybe_unused]] Url& url,
+                           [[maybe_unused]] std::chrono::milliseconds deadline) {
+#if WHYCACHE_WITH_REDIS
+  const RedisServer server = take_redis_server(url);
+  const TierOptions options = take_tier_options(url, "redis_timeout_ms");
+  return opener_behind(
+      [server, timeout = options.timeout] { return std::make_unique<RedisStore>(server, timeout); },
+      options, url, deadline);
+#else
+  throw Error(ErrorKind::invalid,
+              "whycache was built without Redis (install hiredis with its development files, in "
+              "Debian libhiredis-dev, and build it again)");
+#endif
+}
+
 struct Tier {
   std::string_view prefix;
   LogOpener (*parse)(Url& url, std::chrono::milliseconds deadline);
@@ -207,6 +226,7 @@ struct Tier {
 
 constexpr Tier tiers[] = {
     {"memcached+", parse_memcached_tier},
+    {"redis+", parse_redis_tier},
 };
 
 struct Scheme {
@@ -232,7 +252,8 @@ LogOpener parse_underlying_log(Url& url, std::chrono::milliseconds deadline) {
     examples += (examples.empty() ? "" : ", ") + std::string(scheme.example);
   }
   throw Error(ErrorKind::invalid, "log url has an unknown scheme: scheme=" + url.scheme() +
-                                      " (known: " + examples + "; each with memcached+ before it)");
+                                      " (known: " + examples +
+                                      "; each with memcached+ or redis+ before it)");
 }
 
 }  // namespace

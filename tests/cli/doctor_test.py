@@ -141,6 +141,35 @@ class DoctorTest(DoctorTestBase):
         )
 
 
+class DoctorRedisTest(DoctorTestBase):
+    def redis_finding(self, server, options=""):
+        url = f"redis+{self.log}?redis={server.socket}{options}"
+        code, findings = self.findings("--log", url)
+        self.assertEqual(code, 0, findings)
+        return findings["redis"]
+
+    def test_redis_that_answers_refuses_or_is_away(self):
+        server = servers.Redis(self)
+        self.machine.ok("set", "a", "1")
+        self.assertEqual(self.redis_finding(server)["level"], "ok")
+        server.kill()
+        finding = self.redis_finding(server)
+        self.assertEqual(finding["level"], "warn")
+        self.assertIn("start it", finding["next"])
+        closed = servers.Redis(self, "--requirepass", "secret")
+        finding = self.redis_finding(closed)
+        self.assertEqual(finding["level"], "warn")
+        self.assertIn("NOAUTH", finding["found"])
+        self.assertIn("redis_password_file=", finding["next"])
+        secret = self.file("password", "secret")
+        os.chmod(secret, 0o600)
+        finding = self.redis_finding(closed, f"&redis_password_file={secret}")
+        self.assertEqual(finding["level"], "ok")
+        self.assertNotIn("secret", finding["found"])
+        full = servers.Redis(self, "--maxmemory", "1")
+        self.assertIn("maxmemory", self.redis_finding(full)["next"])
+
+
 class DoctorServersTest(DoctorTestBase):
     """What doctor finds behind the URL of a log in a server."""
 

@@ -112,11 +112,18 @@ class LogUrlTest(CliTest):
         self.assertEqual(machine.ok("get", "a").out, b"1")
 
     def test_memcached_url_reads_default_state_without_log(self):
-        memcached = servers.Memcached(self)
-        url = f"memcached+{self.log}?memcached={memcached.socket}"
+        server = servers.Memcached(self)
+        self.check_tier_reads_default_state(server, f"memcached+{self.log}?memcached=")
+
+    def test_redis_url_reads_default_state_without_log(self):
+        server = servers.Redis(self)
+        self.check_tier_reads_default_state(server, f"redis+{self.log}?redis=")
+
+    def check_tier_reads_default_state(self, server, url):
+        url += server.socket
         environment = self.default_state()
         self.machine.ok("set", "a", "1", "--log", url, env=environment)
-        memcached.stop()
+        server.stop()
         os.rename(self.database, self.database + ".away")
         os.mkdir(self.database)  # no database can be opened or created here
         self.assert_reads_without_log(url, environment)

@@ -205,6 +205,8 @@ class LocalMessagesTest(MessageTest):
             ("nosuch://x", "nosuch", "known:"),
             ("sqlite:///x.db?nosuch=1", "nosuch", ""),
             ("memcached+memory:", "memcached", "memcached=host:port"),
+            ("redis+memory:", "Redis", "redis=host:port"),
+            ("redis+memory:?redis=cache.example.org", "no TLS for Redis", "redis_tls=off"),
             ("mysql://u:secret@h/", "names no database", "mysql://user@host/database"),
         ):
             result = self.machine.fails("usage", *self.get(url), expect=message)

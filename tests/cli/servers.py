@@ -89,6 +89,19 @@ class Memcached(Server):
         self.start(find_program(test, "memcached"), "-s", self.socket, *user)
 
 
+class Redis(Server):
+    def __init__(self, test, *options):
+        super().__init__(test)
+        probe = test.machine.run("log", "--log", "redis+memory:?redis=127.0.0.1:1")
+        if "built without Redis" in probe.err:
+            test.skipTest("the program was built without Redis")
+        self.start(
+            find_program(test, "redis-server"),
+            *("--port", "0", "--unixsocket", self.socket, "--save", "", "--dir", self.directory),
+            *options,
+        )
+
+
 class Mariadb(Server):
     def __init__(self, test):
         super().__init__(test)

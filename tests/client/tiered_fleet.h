@@ -1,13 +1,14 @@
-// A fleet whose machines read updates from memcached. It counts the calls of each that still reach
+// A fleet whose machines read updates from a tier. It counts the calls of each that still reach
 // the log.
 //
-//   TieredFleet fleet;
+//   TieredFleet fleet(TierKind::redis);
 //   TieredMachine berlin = fleet.open("berlin");
 //   TieredMachine tokyo = fleet.open("tokyo");
 #pragma once
 
 #include <chrono>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -31,26 +32,25 @@ struct TieredMachine {
 
 class TieredFleet {
  public:
-  // All machines together read the log once every `confirm`. `timeout` for memcached is longer than
+  // All machines together read the log once every `confirm`. `timeout` for the tier is longer than
   // a busy machine needs.
-  explicit TieredFleet(std::chrono::seconds confirm = std::chrono::seconds(1),
+  explicit TieredFleet(TierKind kind, std::chrono::seconds confirm = std::chrono::seconds(1),
                        std::chrono::seconds ask = std::chrono::seconds(600),
                        std::chrono::milliseconds timeout = std::chrono::milliseconds(2'000))
-      : confirm_(confirm), ask_(ask), timeout_(timeout) {
-    if (!MemcachedServer::is_installed())
-      throw std::runtime_error("memcached is not installed (Debian: memcached)");
-    servers_.push_back(std::make_unique<MemcachedServer>());
+      : kind_(kind), confirm_(confirm), ask_(ask), timeout_(timeout) {
+    add_server();
   }
 
-  // Opens a machine with the memcached tier, or without it if `tiered` is false.
-  TieredMachine open(const std::string& name, bool tiered = true) {
+  // Opens a machine with the tier, or without it if `tiered` is false; `follows`: Options::follow.
+  TieredMachine open(const std::string& name, bool tiered = true, bool follows = false) {
     TieredMachine machine;
     machine.log_calls = std::make_unique<std::atomic<std::uint64_t>>(0);
     std::unique_ptr<Log> log =
         std::make_unique<CountingLog>(open_log(fleet_.url()), *machine.log_calls);
-    if (tiered) log = std::make_unique<TieredLog>(std::move(log), make_tier(), options());
+    if (tiered) log = std::make_unique<TieredLog>(std::move(log), tier(), options());
     Options with_listener = fleet_.options(name);
     with_listener.on_event = events_.listener();
+    with_listener.follow = follows;
     machine.cache = std::make_unique<Cache>(std::move(log), with_listener);
     return machine;
   }
@@ -60,11 +60,11 @@ class TieredFleet {
     return machines;
   }
 
-  MakeTierStore make_tier() const {
+  MakeTierStore tier() const {
     std::string addresses;
     for (const auto& server : servers_)
       addresses += (addresses.empty() ? "" : ",") + server->address();
-    return memcached_tier(addresses, timeout_);
+    return make_tier(kind_, addresses, timeout_);
   }
   TierOptions options() const {
     TierOptions options;
@@ -73,21 +73,28 @@ class TieredFleet {
     options.timeout = timeout_;
     return options;
   }
-  // No data of the tier is staler, unless memcached returns wrong data.
+  // No data of the tier is staler, unless the tier returns wrong data.
   std::chrono::milliseconds staleness_max() const { return 2 * confirm_ + std::chrono::seconds(3); }
 
   void add_server(std::vector<std::string> with = {}, bool by_socket = false) {
-    servers_.push_back(std::make_unique<MemcachedServer>(std::move(with), by_socket));
+    servers_.push_back(TierServer::start_new(kind_, std::move(with), by_socket));
   }
   void replace_servers(std::vector<std::string> with, bool by_socket = false) {
     servers_.clear();
     add_server(std::move(with), by_socket);
   }
-  MemcachedServer& server(std::size_t number = 0) { return *servers_.at(number); }
-  MemcachedClient memcached(std::size_t number = 0) { return MemcachedClient(server(number)); }
-  std::string memcached_key(const std::string& suffix) const {
-    return tiered_item_prefix(fleet_.log()->extent(), fleet_.log()->name()) + suffix;
+  TierServer& server(std::size_t number = 0) { return *servers_.at(number); }
+
+  // The items of the log in the tier.
+  std::optional<std::string> head() { return server().head(prefix()); }
+  void set_head(const std::string& bytes) { server().set_head(prefix(), bytes); }
+  std::optional<std::string> update(UpdateId id) { return server().update(prefix(), id); }
+  void set_update(UpdateId id, const std::string& bytes) {
+    server().set_update(prefix(), id, bytes);
   }
+  void remove_update(UpdateId id) { server().remove_update(prefix(), id); }
+  void remove_head() { server().remove_head(prefix()); }
+  void remove_fill_lease(UpdateId id) { server().remove_fill_lease(prefix(), id); }
 
   // The database of the log, for direct SQL.
   Database database() const { return Database(fleet_.directory().file("log.db")); }
@@ -95,12 +102,18 @@ class TieredFleet {
   const Events& events() const { return events_; }
 
  private:
+  std::string prefix() const {
+    const std::unique_ptr<Log> log = fleet_.log();
+    return tiered_item_prefix(log->extent(), log->name());
+  }
+
+  TierKind kind_;
   std::chrono::seconds confirm_;
   std::chrono::seconds ask_;
   std::chrono::milliseconds timeout_;
   Events events_;
   Fleet fleet_{"sqlite"};
-  std::vector<std::unique_ptr<MemcachedServer>> servers_;
+  std::vector<std::unique_ptr<TierServer>> servers_;
 };
 
 // Polls with update() until `done` returns true. Returns false if it does not within `timeout`.

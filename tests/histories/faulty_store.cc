@@ -11,12 +11,12 @@
 
 #if WHYCACHE_WITH_MYSQL
 #include "support/mariadb_server.h"
-#include "support/memcached_server.h"
 #endif
 #if WHYCACHE_WITH_POSTGRES
 #include "support/postgres_server.h"
 #endif
 #include "support/tcp_proxy.h"
+#include "support/tier_server.h"
 
 namespace whycache::testing {
 namespace {
@@ -152,39 +152,37 @@ class FaultyMysql : public FaultyDatabaseServer<MariadbServer> {
   }
 };
 
-#if WHYCACHE_WITH_MEMCACHED
-
-// FaultyMysql with a memcached in front. The memcached is in turn killed and restarted empty,
+// FaultyMysql with a tier in front. The server of the tier is in turn killed and restarted empty,
 // flushed, and paused for longer than its timeout. Its proxy cuts some connections, too.
-class FaultyMemcached final : public FaultyMysql {
+class FaultyTier final : public FaultyMysql {
  public:
-  explicit FaultyMemcached(std::uint64_t seed)
-      : FaultyMysql(seed), random_(~seed), proxy_(server_.port()) {
+  FaultyTier(TierKind kind, std::uint64_t seed)
+      : FaultyMysql(seed), random_(~seed), server_(TierServer::start_new(kind)), proxy_(port()) {
     proxy_.set_fault_chooser([this](std::uint64_t) {
-      // After a failure the tier skips memcached for a while, so most connections must work for
-      // memcached to be used at all.
+      // After a failure the tier is left out for a while, so most connections must work for it to
+      // be used at all.
       return random_() % 4 == 0 ? cut_within(200'000, random_) : TcpProxy::ConnectionFaults{};
     });
   }
 
-  std::string worker_url() const override { return with_memcached(FaultyMysql::worker_url()); }
-  std::string hurried_url() const override { return with_memcached(FaultyMysql::hurried_url()); }
+  std::string worker_url() const override { return with_tier(FaultyMysql::worker_url()); }
+  std::string hurried_url() const override { return with_tier(FaultyMysql::hurried_url()); }
   void inject_fault() override {
     switch (fault_count_++ % 4) {
       case 0:
-        hits_before_ += MemcachedClient(server_).statistic("get_hits");
-        server_.kill();
-        server_.start();
+        hits_before_ += server_->hits();
+        server_->kill();
+        server_->start();
         ++kills_;
         return;
       case 1:
-        MemcachedClient(server_).flush_all();
+        server_->flush_all();
         ++flushes_;
         return;
       case 2:
-        server_.pause();
+        server_->pause();
         std::this_thread::sleep_for(std::chrono::milliseconds(500));
-        server_.resume();
+        server_->resume();
         ++pauses_;
         return;
       default: FaultyMysql::inject_fault();
@@ -193,22 +191,25 @@ class FaultyMemcached final : public FaultyMysql {
   std::chrono::milliseconds quiet_period_min() const override { return std::chrono::seconds(2); }
   std::vector<std::pair<std::string, std::uint64_t>> fault_counts() override {
     auto counts = FaultyMysql::fault_counts();
-    counts.emplace_back("memcached_cuts", proxy_.cuts());
-    counts.emplace_back("memcached_kills", kills_);
-    counts.emplace_back("memcached_flushes", flushes_);
-    counts.emplace_back("memcached_pauses", pauses_);
-    counts.emplace_back("memcached_hits",
-                        hits_before_ + MemcachedClient(server_).statistic("get_hits"));
+    counts.emplace_back("tier_cuts", proxy_.cuts());
+    counts.emplace_back("tier_kills", kills_);
+    counts.emplace_back("tier_flushes", flushes_);
+    counts.emplace_back("tier_pauses", pauses_);
+    counts.emplace_back("tier_hits", hits_before_ + server_->hits());
     return counts;
   }
 
  private:
-  std::string with_memcached(const std::string& mysql_url) const {
-    return "memcached+" + mysql_url + "&memcached=127.0.0.1:" + std::to_string(proxy_.port());
+  std::uint16_t port() const {
+    const std::string address = server_->address();
+    return static_cast<std::uint16_t>(std::stoul(address.substr(address.rfind(':') + 1)));
+  }
+  std::string with_tier(const std::string& mysql_url) const {
+    return tiered_url(server_->kind(), mysql_url, "127.0.0.1:" + std::to_string(proxy_.port()));
   }
 
   std::mt19937_64 random_;  // used only by the thread of the proxy
-  MemcachedServer server_;
+  std::unique_ptr<TierServer> server_;
   TcpProxy proxy_;
   std::uint64_t fault_count_ = 0;
   std::uint64_t kills_ = 0;
@@ -217,7 +218,6 @@ class FaultyMemcached final : public FaultyMysql {
   std::uint64_t hits_before_ = 0;  // of killed servers
 };
 
-#endif
 #endif
 
 }  // namespace
@@ -237,9 +237,8 @@ std::unique_ptr<FaultyStore> make_faulty_store(const std::string& log, const std
 #endif
 #if WHYCACHE_WITH_MYSQL
         {"mysql", [&] { return std::make_unique<FaultyMysql>(seed); }},
-#if WHYCACHE_WITH_MEMCACHED
-        {"memcached", [&] { return std::make_unique<FaultyMemcached>(seed); }},
-#endif
+        {"memcached", [&] { return std::make_unique<FaultyTier>(TierKind::memcached, seed); }},
+        {"redis", [&] { return std::make_unique<FaultyTier>(TierKind::redis, seed); }},
 #endif
   };
   const auto found = makers.find(log);

@@ -31,7 +31,7 @@ class FaultyStore {
   virtual std::vector<std::pair<std::string, std::uint64_t>> fault_counts() { return {}; }
 };
 
-// `log` is file, sqlite, mysql, postgres or memcached (in front of mysql). Throws
+// `log` is file, sqlite, mysql, postgres, memcached or redis (in front of mysql). Throws
 // std::runtime_error, which lists the known names, for any other.
 std::unique_ptr<FaultyStore> make_faulty_store(const std::string& log, const std::string& directory,
                                                std::uint64_t seed);

@@ -319,7 +319,7 @@ int run(int argc, char** argv) {
   settings.seed = std::random_device{}();
   WorkerSettings worker;
   CLI::App app("Records histories on a log and checks them.");
-  app.add_option("--log", settings.log, "file, sqlite, mysql, postgres, memcached");
+  app.add_option("--log", settings.log, "file, sqlite, mysql, postgres, memcached, redis");
   app.add_option("--seconds", settings.seconds, "how long");
   app.add_option("--keep", settings.keep,
                  "directory for the histories if a guarantee was violated");

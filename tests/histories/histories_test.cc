@@ -9,11 +9,11 @@
 #include "support/child_process.h"
 #if WHYCACHE_WITH_MYSQL
 #include "support/mariadb_server.h"
-#include "support/memcached_server.h"
 #endif
 #if WHYCACHE_WITH_POSTGRES
 #include "support/postgres_server.h"
 #endif
+#include "support/tier_server.h"
 
 namespace whycache::testing {
 namespace {
@@ -47,13 +47,19 @@ TEST(HistoriesLong, histories_on_mysql_keep_promises) {
   expect_no_violation("mysql");
 }
 
-#if WHYCACHE_WITH_MEMCACHED
-TEST(HistoriesLong, histories_on_memcached_over_mysql_keep_promises) {
+void expect_no_violation_behind(TierKind kind) {
   if (!MariadbServer::is_installed()) GTEST_SKIP() << "NOT TESTED: mariadbd is not installed";
-  if (!MemcachedServer::is_installed()) GTEST_SKIP() << "NOT TESTED: memcached is not installed";
-  expect_no_violation("memcached");
+  if (only(kind).empty()) GTEST_SKIP() << "NOT TESTED: " << kind << " is not installed";
+  expect_no_violation(name_of(kind));
 }
-#endif
+
+TEST(HistoriesLong, histories_on_memcached_over_mysql_keep_promises) {
+  expect_no_violation_behind(TierKind::memcached);
+}
+
+TEST(HistoriesLong, histories_on_redis_over_mysql_keep_promises) {
+  expect_no_violation_behind(TierKind::redis);
+}
 #endif
 
 }  // namespace

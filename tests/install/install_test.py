@@ -177,7 +177,7 @@ class InstallTest:
         fewer = [f"-DCMAKE_DISABLE_FIND_PACKAGE_{name}=ON"
                  for name in ("GTest", "fmt", "CLI11", "nlohmann_json", "Python3")]
         fewer += ["-DWHYCACHE_SQLITE=OFF", "-DWHYCACHE_MYSQL=OFF", "-DWHYCACHE_POSTGRES=OFF",
-                  "-DWHYCACHE_MEMCACHED=OFF"]
+                  "-DWHYCACHE_MEMCACHED=OFF", "-DWHYCACHE_REDIS=OFF"]
         for method, shared, expected in (
                 ("FetchContent", "ON", "whycache_shared"),
                 ("add_subdirectory", "OFF", "whycache_static")):

@@ -1,5 +1,5 @@
 // The head records in memcached that a process may trust, and their encoding. The protocol is
-// tested against real servers in log/memcached_tier_test.cc and client/memcached_fleet_test.cc.
+// tested against real servers in log/tiered_log_test.cc and client/tier_fleet_test.cc.
 #include "log/head_tracker.h"
 
 #include <gtest/gtest.h>

@@ -12,9 +12,7 @@
 #include "log/postgres_store.h"
 #endif
 #include "log/stores.h"
-#if WHYCACHE_WITH_MEMCACHED
 #include "log/tiered_store.h"
-#endif
 
 namespace whycache {
 namespace {
@@ -93,28 +91,25 @@ INSTANTIATE_TEST_SUITE_P(Postgres, LogContract, ::testing::ValuesIn(postgres_log
                          LogUnderTest::name_of);
 #endif
 
-#if WHYCACHE_WITH_MEMCACHED
 namespace {
 
 template <typename Store>
 void add_tiered(std::vector<LogUnderTest>& logs, const std::string& name, unsigned append_count) {
-  for (const auto& [how, read_by] :
-       {std::pair("_read", ReadMethod::reading), std::pair("_poll", ReadMethod::polling)}) {
-    logs.push_back({name + how, [by = read_by] { return std::make_unique<TieredStore<Store>>(by); },
-                    append_count});
+  for (const testing::TierKind kind : testing::tier_kinds()) {
+    for (const auto& [how, read_by] :
+         {std::pair("_read", ReadMethod::reading), std::pair("_poll", ReadMethod::polling)}) {
+      logs.push_back(
+          {name_of(kind) + '_' + name + how,
+           [kind = kind, by = read_by] { return std::make_unique<TieredStore<Store>>(kind, by); },
+           append_count});
+    }
   }
 }
 
-// Each log behind memcached: once with read(), as tools use, and once with poll(), as followers
+// Each log behind each tier: once with read(), as tools use, and once with poll(), as followers
 // use.
 std::vector<LogUnderTest> tiered_logs() {
   std::vector<LogUnderTest> logs;
-  if (!testing::MemcachedServer::is_installed()) {
-    std::fprintf(stderr,
-                 "\n*** SKIPPED: memcached is not installed, so that the memcached+ tier is not "
-                 "tested ***\n\n");
-    return logs;
-  }
   add_tiered<FileStore>(logs, "file", 4000);
 #if WHYCACHE_WITH_SQLITE
   add_tiered<SqliteStore>(logs, "sqlite", 2000);
@@ -131,8 +126,7 @@ std::vector<LogUnderTest> tiered_logs() {
 
 }  // namespace
 
-INSTANTIATE_TEST_SUITE_P(Memcached, LogContract, ::testing::ValuesIn(tiered_logs()),
+INSTANTIATE_TEST_SUITE_P(Tiered, LogContract, ::testing::ValuesIn(tiered_logs()),
                          LogUnderTest::name_of);
-#endif
 
 }  // namespace whycache

@@ -1,4 +1,4 @@
-// Stores with memcached in front of them, and a log in between that counts the calls that reach the
+// Stores with a tier in front of them, and a log in between that counts the calls that reach the
 // store.
 #pragma once
 
@@ -12,10 +12,9 @@
 #include <utility>
 
 #include "log/forwarding_log.h"
-#include "log/memcached_store.h"
 #include "log/stores.h"
 #include "log/tiered_log.h"
-#include "support/memcached_server.h"
+#include "support/tier_server.h"
 
 namespace whycache {
 
@@ -49,7 +48,7 @@ class CountingLog final : public testing::ForwardingLog {
   std::atomic<std::uint64_t>& calls_;
 };
 
-// Reads by poll(), as a follower does, so that memcached may answer.
+// Reads by poll(), as a follower does, so that the tier may answer.
 class PollingLog final : public testing::ForwardingLog {
  public:
   using ForwardingLog::ForwardingLog;
@@ -67,20 +66,14 @@ inline TierOptions tier_options() {
   return options;
 }
 
-inline MakeTierStore memcached_tier(const std::string& addresses,
-                                    std::chrono::milliseconds timeout = tier_options().timeout) {
-  return [servers = parse_memcached_servers(addresses), timeout] {
-    return std::make_unique<MemcachedStore>(servers, timeout);
-  };
-}
-
 enum class ReadMethod { reading, polling };
 
-// A store of the project behind the memcached that all tests of a process share.
+// A store of the project behind the tier that all tests of a process share.
 template <typename Store>
 class TieredStore final : public LogStore {
  public:
-  explicit TieredStore(ReadMethod read_by) : read_method_(read_by) {}
+  TieredStore(testing::TierKind kind, ReadMethod read_by)
+      : server_(testing::TierServer::shared(kind)), read_method_(read_by) {}
 
   std::unique_ptr<Log> open() override { return with_tier(store_.open()); }
   std::unique_ptr<Log> open_other_instance() override {
@@ -89,9 +82,9 @@ class TieredStore final : public LogStore {
   bool is_shared_by_processes() const override { return store_.is_shared_by_processes(); }
   bool outlives_killed_clients() const override { return store_.outlives_killed_clients(); }
   bool delete_externally() override {
-    // While memcached still has the head of a deleted log, it may confirm that log for a few more
-    // seconds. client/memcached_fault_test.cc covers that case.
-    testing::MemcachedClient(server_).flush_all();
+    // While the tier still has the head of a deleted log, it may confirm that log for a few more
+    // seconds. client/tier_fault_test.cc covers that case.
+    server_.flush_all();
     return store_.delete_externally();
   }
   bool put_stray(UpdateId id, std::string_view bytes) override {
@@ -101,13 +94,15 @@ class TieredStore final : public LogStore {
 
  private:
   std::unique_ptr<Log> with_tier(std::unique_ptr<Log> log) const {
-    auto tier = std::make_unique<TieredLog>(std::move(log), memcached_tier(server_.address()),
-                                            tier_options());
+    auto tier = std::make_unique<TieredLog>(
+        std::move(log),
+        testing::make_tier(server_.kind(), server_.address(), tier_options().timeout),
+        tier_options());
     if (read_method_ == ReadMethod::reading) return tier;
     return std::make_unique<PollingLog>(std::move(tier));
   }
 
-  testing::MemcachedServer& server_ = testing::MemcachedServer::shared();
+  testing::TierServer& server_;
   ReadMethod read_method_;
   Store store_;
 };

@@ -1,4 +1,4 @@
-// Machines that read updates from memcached: what they see, how stale it may be, and how rarely
+// Machines that read updates from a tier: what they see, how stale it may be, and how rarely
 // they read the log.
 #include <gtest/gtest.h>
 
@@ -15,14 +15,23 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
+class TierFleet : public ::testing::TestWithParam<TierKind> {};
+
+// Tiers whose servers limit the size of an item.
+class TierItemLimit : public ::testing::TestWithParam<TierKind> {};
+
+INSTANTIATE_TEST_SUITE_P(Tiers, TierFleet, ::testing::ValuesIn(tier_kinds()), name_of_kind);
+INSTANTIATE_TEST_SUITE_P(Tiers, TierItemLimit, ::testing::ValuesIn(only(TierKind::memcached)),
+                         name_of_kind);
+
 std::uint64_t log_calls_of(const std::vector<TieredMachine>& machines) {
   std::uint64_t calls = 0;
   for (const TieredMachine& machine : machines) calls += *machine.log_calls;
   return calls;
 }
 
-TEST(MemcachedFleet, followers_read_updates_from_memcached_only) {
-  TieredFleet fleet(confirm_never);
+TEST_P(TierFleet, followers_read_updates_from_tier_only) {
+  TieredFleet fleet(GetParam(), confirm_never);
   TieredMachine berlin = fleet.open("berlin");
   berlin->set("key", "first");
   const std::vector<TieredMachine> followers = fleet.open_many(10);
@@ -40,8 +49,8 @@ TEST(MemcachedFleet, followers_read_updates_from_memcached_only) {
   EXPECT_EQ(log_calls_of(followers), before);
 }
 
-TEST(MemcachedFleet, many_updates_are_read_from_memcached_only) {
-  TieredFleet fleet(confirm_never);
+TEST_P(TierFleet, many_updates_are_read_from_tier_only) {
+  TieredFleet fleet(GetParam(), confirm_never);
   TieredMachine berlin = fleet.open("berlin");
   TieredMachine tokyo = fleet.open("tokyo");
   tokyo->update();
@@ -54,8 +63,8 @@ TEST(MemcachedFleet, many_updates_are_read_from_memcached_only) {
   EXPECT_EQ(*tokyo.log_calls, before);
 }
 
-TEST(MemcachedFleet, one_follower_confirms_with_log_for_all) {
-  TieredFleet fleet(seconds(1));
+TEST_P(TierFleet, one_follower_confirms_with_log_for_all) {
+  TieredFleet fleet(GetParam(), seconds(1));
   TieredMachine berlin = fleet.open("berlin");
   berlin->set("key", "value");
   const std::vector<TieredMachine> followers = fleet.open_many(20);
@@ -80,15 +89,15 @@ TEST(MemcachedFleet, one_follower_confirms_with_log_for_all) {
   EXPECT_LT(staleness_seen, milliseconds(3500));
 }
 
-TEST(MemcachedFleet, staleness_bound_reads_update_unknown_to_memcached) {
-  TieredFleet fleet(confirm_never);
+TEST_P(TierFleet, staleness_bound_reads_update_unknown_to_tier) {
+  TieredFleet fleet(GetParam(), confirm_never);
   TieredMachine stranger = fleet.open("stranger", false);
   TieredMachine tokyo = fleet.open("tokyo");
   stranger->set("key", "old");
   warm_up({});
   tokyo->update();
 
-  // Given an update that memcached does not hold,
+  // Given an update that the tier does not hold,
   stranger->set("key", "new");
   tokyo->update();
   EXPECT_EQ(tokyo->get("key"), "old");
@@ -104,8 +113,8 @@ TEST(MemcachedFleet, staleness_bound_reads_update_unknown_to_memcached) {
   EXPECT_EQ(tokyo->get("key"), "newest");
 }
 
-TEST(MemcachedFleet, update_unknown_to_memcached_is_seen_at_confirmation) {
-  TieredFleet fleet(seconds(1));
+TEST_P(TierFleet, update_unknown_to_tier_is_seen_at_confirmation) {
+  TieredFleet fleet(GetParam(), seconds(1));
   TieredMachine stranger = fleet.open("stranger", false);
   stranger->set("key", "old");
   const std::vector<TieredMachine> followers = fleet.open_many(3);
@@ -118,8 +127,8 @@ TEST(MemcachedFleet, update_unknown_to_memcached_is_seen_at_confirmation) {
   }
 }
 
-TEST(MemcachedFleet, infrequent_poller_uses_confirmation_of_frequent_poller) {
-  TieredFleet fleet(seconds(2));
+TEST_P(TierFleet, infrequent_poller_uses_confirmation_of_frequent_poller) {
+  TieredFleet fleet(GetParam(), seconds(2));
   TieredMachine berlin = fleet.open("berlin");
   berlin->set("key", "old");
   const std::vector<TieredMachine> followers = fleet.open_many(2);
@@ -144,8 +153,8 @@ TEST(MemcachedFleet, infrequent_poller_uses_confirmation_of_frequent_poller) {
   EXPECT_LT(rare->staleness(), milliseconds(3'500));
 }
 
-TEST(MemcachedFleet, writers_on_all_machines_agree_on_sum) {
-  TieredFleet fleet(seconds(1));
+TEST_P(TierFleet, writers_on_all_machines_agree_on_sum) {
+  TieredFleet fleet(GetParam(), seconds(1));
   const std::vector<TieredMachine> machines = fleet.open_many(4);
   std::vector<std::thread> threads;
   for (const TieredMachine& machine : machines) {
@@ -161,8 +170,8 @@ TEST(MemcachedFleet, writers_on_all_machines_agree_on_sum) {
   }
 }
 
-TEST(MemcachedFleet, update_too_large_for_memcached_is_read_from_log) {
-  TieredFleet fleet(confirm_never);
+TEST_P(TierFleet, update_too_large_for_tier_is_read_from_log) {
+  TieredFleet fleet(GetParam(), confirm_never);
   TieredMachine berlin = fleet.open("berlin");
   TieredMachine tokyo = fleet.open("tokyo");
   tokyo->update();
@@ -173,8 +182,8 @@ TEST(MemcachedFleet, update_too_large_for_memcached_is_read_from_log) {
   EXPECT_TRUE(tokyo->get("large") == large);
 }
 
-TEST(MemcachedFleet, update_above_server_item_limit_is_read_from_log) {
-  TieredFleet fleet(confirm_never);
+TEST_P(TierItemLimit, update_above_server_item_limit_is_read_from_log) {
+  TieredFleet fleet(GetParam(), confirm_never);
   fleet.replace_servers({"-I", "512k"});
   TieredMachine berlin = fleet.open("berlin");
   TieredMachine tokyo = fleet.open("tokyo");
@@ -187,8 +196,8 @@ TEST(MemcachedFleet, update_above_server_item_limit_is_read_from_log) {
   }
 }
 
-TEST(MemcachedFleet, follower_continues_without_rebuild_after_rewrite) {
-  TieredFleet fleet(seconds(1));
+TEST_P(TierFleet, follower_continues_without_rebuild_after_rewrite) {
+  TieredFleet fleet(GetParam(), seconds(1));
   TieredMachine berlin = fleet.open("berlin");
   TieredMachine tokyo = fleet.open("tokyo");
   for (int i = 0; i < 20; ++i) berlin->set("key", std::to_string(i));
@@ -205,8 +214,8 @@ TEST(MemcachedFleet, follower_continues_without_rebuild_after_rewrite) {
   EXPECT_EQ(tokyo->counters().rebuilds_behind_base + tokyo->counters().rebuilds_diverged, 0U);
 }
 
-TEST(MemcachedFleet, follower_behind_base_rebuilds_state) {
-  TieredFleet fleet(seconds(1));
+TEST_P(TierFleet, follower_behind_base_rebuilds_state) {
+  TieredFleet fleet(GetParam(), seconds(1));
   TieredMachine berlin = fleet.open("berlin");
   TieredMachine tokyo = fleet.open("tokyo");
   berlin->set("erased", "1");
@@ -215,7 +224,7 @@ TEST(MemcachedFleet, follower_behind_base_rebuilds_state) {
   for (int i = 0; i < 5000; ++i) static_cast<void>(berlin->set_async("key", std::to_string(i)));
   berlin->set("key", "last");
   berlin->rewrite_history();
-  fleet.memcached().flush_all();
+  fleet.server().flush_all();
   berlin->set("key", "after");
 
   EXPECT_TRUE(
@@ -224,8 +233,8 @@ TEST(MemcachedFleet, follower_behind_base_rebuilds_state) {
   EXPECT_EQ(tokyo->counters().rebuilds_behind_base, 1U);
 }
 
-TEST(MemcachedFleet, delete_all_history_empties_every_machine) {
-  TieredFleet fleet(seconds(1));
+TEST_P(TierFleet, delete_all_history_empties_every_machine) {
+  TieredFleet fleet(GetParam(), seconds(1));
   TieredMachine berlin = fleet.open("berlin");
   const std::vector<TieredMachine> followers = fleet.open_many(3);
   berlin->set("key", "value");
@@ -239,8 +248,8 @@ TEST(MemcachedFleet, delete_all_history_empties_every_machine) {
   }
 }
 
-TEST(MemcachedFleet, unix_socket_server_delivers_updates) {
-  TieredFleet fleet(confirm_never);
+TEST_P(TierFleet, unix_socket_server_delivers_updates) {
+  TieredFleet fleet(GetParam(), confirm_never);
   fleet.replace_servers({}, true);
   TieredMachine berlin = fleet.open("berlin");
   TieredMachine tokyo = fleet.open("tokyo");
@@ -251,8 +260,8 @@ TEST(MemcachedFleet, unix_socket_server_delivers_updates) {
   EXPECT_EQ(*tokyo.log_calls, before);
 }
 
-TEST(MemcachedFleet, parent_and_child_write_after_fork) {
-  TieredFleet fleet(confirm_never);
+TEST_P(TierFleet, parent_and_child_write_after_fork) {
+  TieredFleet fleet(GetParam(), confirm_never);
   TieredMachine berlin = fleet.open("berlin");
   TieredMachine tokyo = fleet.open("tokyo");
   tokyo->update();

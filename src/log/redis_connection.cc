@@ -1,0 +1,382 @@
+#include "log/redis_connection.h"
+
+#include <hiredis/hiredis.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <new>
+#include <stop_token>
+#include <system_error>
+#include <utility>
+
+#include <whycache/error.h>
+
+#include "base/hash.h"
+#include "log/server_options.h"
+
+namespace whycache {
+namespace {
+
+constexpr std::uint16_t default_redis_port = 6379;
+constexpr std::chrono::milliseconds connect_time_min{2'000};
+// No answer to these commands is longer.
+constexpr std::size_t reply_bytes_max = std::size_t{64} << 20;
+
+RedisFailure lost(const std::string& what, int error = errno) {
+  return {false, what + ": " + std::system_category().message(error)};
+}
+
+RedisReply to_reply(const redisReply& from) {
+  RedisReply reply;
+  switch (from.type) {
+    case REDIS_REPLY_INTEGER:
+      reply.kind = RedisReply::Kind::number;
+      reply.number = from.integer;
+      break;
+    case REDIS_REPLY_STRING:
+    case REDIS_REPLY_STATUS:
+    case REDIS_REPLY_ERROR:
+      reply.kind =
+          from.type == REDIS_REPLY_ERROR ? RedisReply::Kind::error : RedisReply::Kind::text;
+      reply.text.assign(from.str, static_cast<std::size_t>(from.len));
+      break;
+    case REDIS_REPLY_ARRAY:
+      reply.kind = RedisReply::Kind::list;
+      for (std::size_t i = 0; i < from.elements; ++i)
+        reply.items.push_back(to_reply(*from.element[i]));
+      break;
+    default: break;
+  }
+  return reply;
+}
+
+// A server that lies about the length of an array must not make this process reserve memory for it.
+template <typename Size>
+void* create_array(const redisReadTask* task, Size elements) {
+  constexpr Size elements_max = 100'000;
+  if (std::cmp_less(elements, 0) || elements > elements_max) return nullptr;
+  static const auto create = [] {
+    redisReader* const reader = redisReaderCreate();
+    if (reader == nullptr) throw std::bad_alloc();
+    const auto function = reader->fn->createArray;
+    redisReaderFree(reader);
+    return function;
+  }();
+  return create(task, elements);
+}
+
+// The functions with which hiredis makes replies, but for arrays.
+redisReplyObjectFunctions* reply_functions() {
+  static redisReplyObjectFunctions functions = [] {
+    redisReader* const reader = redisReaderCreate();
+    if (reader == nullptr) throw std::bad_alloc();
+    redisReplyObjectFunctions copied = *reader->fn;
+    redisReaderFree(reader);
+    copied.createArray = create_array;  // an int or a size_t, as the version of hiredis has it
+    return copied;
+  }();
+  return &functions;
+}
+
+std::string field_of(const std::string& info, const std::string& name) {
+  const std::size_t at = info.find('\n' + name + ':');
+  if (at == std::string::npos) return {};
+  const std::size_t begin = at + name.size() + 2;
+  return info.substr(begin, info.find_first_of("\r\n", begin) - begin);
+}
+
+// Scripts fail with "ERR Error running script ...: -OOM command not allowed" in Redis 6.
+bool has_code(std::string_view error, std::string_view code) {
+  if (error.starts_with(code)) return true;
+  if (!error.starts_with("ERR ")) return false;
+  return error.find(": -" + std::string(code) + ' ') != std::string_view::npos ||
+         error.find(": " + std::string(code) + ' ') != std::string_view::npos;
+}
+
+}  // namespace
+
+RedisServer take_redis_server(Url& url) {
+  RedisServer server;
+  const std::optional<std::string> where = url.take_option("redis");
+  if (!where) {
+    throw Error(ErrorKind::invalid,
+                "log url does not say where Redis is (option redis=host:port, or the path of a "
+                "socket)");
+  }
+  const std::optional<ServerAddress> address = parse_server_address(*where, default_redis_port);
+  if (!address) {
+    throw Error(ErrorKind::invalid,
+                "option redis is no address of a server (write host:port, [address]:port or "
+                "/path/of/socket)");
+  }
+  server.address = *address;
+  server.user = url.take_option("redis_user").value_or("");
+  server.password_file = url.take_option("redis_password_file").value_or("");
+  const std::string tls = url.take_option("redis_tls").value_or("");
+  if (!tls.empty() && tls != "verify" && tls != "off")
+    throw Error(ErrorKind::invalid, "option redis_tls is neither verify nor off");
+  const bool stays_here = !address->socket.empty() || is_loopback(address->host);
+  if (tls == "verify" || (tls.empty() && !stays_here)) {
+    throw Error(ErrorKind::invalid,
+                "this build of whycache has no TLS for Redis, which a server that is not on this "
+                "machine needs (install stunnel and name its socket in redis=, or write "
+                "redis_tls=off for a network that you trust)");
+  }
+  return server;
+}
+
+bool is_passing_redis_error(std::string_view error) {
+  for (const char* code : {"LOADING", "BUSY", "MASTERDOWN", "TRYAGAIN", "UNBLOCKED"}) {
+    if (has_code(error, code)) return true;
+  }
+  return error.find("max number of clients") != std::string_view::npos;
+}
+
+bool is_redis_write_refused(std::string_view error) {
+  for (const char* code : {"OOM", "READONLY", "MISCONF", "NOREPLICAS"}) {
+    if (has_code(error, code)) return true;
+  }
+  return false;
+}
+
+std::string redis_hint(std::string_view error) {
+  static constexpr struct {
+    const char* code;
+    const char* hint;
+  } hints[] = {
+      {"NOAUTH", "it requires a password: redis_password_file="},
+      {"WRONGPASS", "correct redis_user= and redis_password_file="},
+      {"NOPERM", "give the user what docs/logs.md lists"},
+      {"MOVED", "it is a cluster: name a single server in redis="},
+      {"ASK", "it is a cluster: name a single server in redis="},
+      {"CROSSSLOT", "it is a cluster: name a single server in redis="},
+      {"CLUSTERDOWN", "it is a cluster: name a single server in redis="},
+      {"READONLY", "it is a replica: name the primary in redis="},
+      {"OOM", "raise its maxmemory, or set maxmemory-policy to volatile-lru"},
+      {"MISCONF", "it cannot save its data: its own log says why"},
+      {"NOREPLICAS", "it has too few replicas"},
+      {"WRONGTYPE", "another program uses keys that begin with whycache2: delete them"},
+  };
+  for (const auto& [code, hint] : hints) {
+    if (has_code(error, code)) return std::string(" (") + hint + ')';
+  }
+  return {};
+}
+
+void RedisConnection::FreeReader::operator()(redisReader* reader) const { redisReaderFree(reader); }
+
+RedisConnection::RedisConnection(const RedisServer& server, const Deadline& deadline)
+    : stop_event_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)), reader_(redisReaderCreate()) {
+  if (reader_ == nullptr) throw std::bad_alloc();
+  reader_->fn = reply_functions();
+  connect(server.address, deadline);
+  log_in(server, deadline);
+  identify_server(deadline);
+}
+
+RedisConnection::~RedisConnection() = default;
+
+void RedisConnection::connect(const ServerAddress& address, const Deadline& deadline) {
+  const auto try_connect = [&](int family, const sockaddr* to, socklen_t size) {
+    socket_ = FileDescriptor(::socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+    if (!socket_) throw lost("cannot make a socket");
+    // EAGAIN: the queue of a unix socket is full.
+    if (::connect(socket_.number(), to, size) == 0) return;
+    if (errno != EINPROGRESS) throw lost("cannot connect");
+    if (!wait_for_socket(POLLOUT, deadline))
+      throw RedisFailure{false, "cannot connect: no answer before the deadline"};
+    int error = 0;
+    socklen_t error_size = sizeof error;
+    ::getsockopt(socket_.number(), SOL_SOCKET, SO_ERROR, &error, &error_size);
+    if (error != 0) throw lost("cannot connect", error);
+  };
+
+  if (!address.socket.empty()) {
+    sockaddr_un to{};
+    to.sun_family = AF_UNIX;
+    if (address.socket.size() >= sizeof to.sun_path)
+      throw RedisFailure{false, "path of the socket is too long"};
+    std::memcpy(to.sun_path, address.socket.data(), address.socket.size());
+    return try_connect(AF_UNIX, reinterpret_cast<const sockaddr*>(&to), sizeof to);
+  }
+
+  addrinfo hints{};
+  hints.ai_socktype = SOCK_STREAM;
+  hints.ai_flags = AI_ADDRCONFIG;
+  addrinfo* found = nullptr;
+  const int result =
+      ::getaddrinfo(address.host.c_str(), std::to_string(address.port).c_str(), &hints, &found);
+  if (result != 0)
+    throw RedisFailure{false, std::string("cannot resolve the host: ") + ::gai_strerror(result)};
+  const std::unique_ptr<addrinfo, void (*)(addrinfo*)> owner(found, ::freeaddrinfo);
+  for (const addrinfo* each = found; each != nullptr; each = each->ai_next) {
+    try {
+      try_connect(each->ai_family, each->ai_addr, each->ai_addrlen);
+      break;
+    } catch (const RedisFailure&) {
+      if (each->ai_next == nullptr) throw;
+    }
+  }
+  const int on = 1;
+  ::setsockopt(socket_.number(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+  ::setsockopt(socket_.number(), SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+}
+
+RedisReply RedisConnection::run(std::span<const std::string_view> words, const Deadline& deadline) {
+  std::optional<RedisReply> reply = await(send(words), deadline);
+  if (!reply) throw RedisFailure{false, "no answer before the deadline"};
+  if (reply->kind == RedisReply::Kind::error)
+    throw RedisFailure{!is_passing_redis_error(reply->text), reply->text};
+  return std::move(*reply);
+}
+
+void RedisConnection::log_in(const RedisServer& server, const Deadline& deadline) {
+  std::string password;
+  if (!server.password_file.empty()) {
+    password = read_password_file(server.password_file);
+  } else if (const char* const from_environment = std::getenv("WHYCACHE_REDIS_PASSWORD")) {
+    password = from_environment;
+  }
+  if (password.empty() && server.user.empty()) return;
+  std::vector<std::string_view> words = {"AUTH"};
+  if (!server.user.empty()) words.push_back(server.user);
+  words.push_back(password);
+  run(words, deadline);
+}
+
+// run_id differs after each restart; master_replid, after a replica became the primary.
+void RedisConnection::identify_server(const Deadline& deadline) {
+  const std::string_view server[] = {"INFO", "server"};
+  const std::string_view replication[] = {"INFO", "replication"};
+  const std::string run_id = field_of(run(server, deadline).text, "run_id");
+  const std::string history = field_of(run(replication, deadline).text, "master_replid");
+  if (run_id.empty() || history.empty())
+    throw RedisFailure{true, "server does not say its run_id and master_replid"};
+  data_id_ = hash64(run_id + ' ' + history);
+}
+
+bool RedisConnection::is_alive() noexcept {
+  char byte;
+  const ssize_t size = ::recv(socket_.number(), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+  return size > 0 || (size < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR));
+}
+
+std::uint64_t RedisConnection::send(std::span<const std::string_view> words) {
+  std::vector<const char*> texts;
+  std::vector<std::size_t> sizes;
+  for (const std::string_view word : words) {
+    texts.push_back(word.data());
+    sizes.push_back(word.size());
+  }
+  char* command = nullptr;
+  const auto size =
+      redisFormatCommandArgv(&command, static_cast<int>(words.size()), texts.data(), sizes.data());
+  if (size < 0 || command == nullptr) throw std::bad_alloc();
+  const std::unique_ptr<char, void (*)(char*)> owner(command, redisFreeCommand);
+  queued_.append(command, static_cast<std::size_t>(size));
+  if (waits_since_ns_ == 0) waits_since_ns_ = boot_time_ns();
+  return ++sent_count_;
+}
+
+std::optional<RedisReply> RedisConnection::await(std::uint64_t number, const Deadline& deadline) {
+  for (;;) {
+    send_queued();
+    while (std::optional<RedisReply> reply = next_reply()) {
+      const std::uint64_t answered = ++answered_count_;
+      waits_since_ns_ = answered_count_ == sent_count_ ? 0 : boot_time_ns();
+      if (answered == number) return reply;
+    }
+    const short events = static_cast<short>(queued_.empty() ? POLLIN : POLLIN | POLLOUT);
+    if (!wait_for_socket(events, deadline)) return std::nullopt;
+    receive();
+  }
+}
+
+bool RedisConnection::wait_for_socket(short events, const Deadline& deadline) {
+  const int stop_event = stop_event_.number();
+  const auto wake = [stop_event]() noexcept { static_cast<void>(::eventfd_write(stop_event, 1)); };
+  std::optional<std::stop_callback<decltype(wake)>> on_stop;
+  if (stop_event_ && deadline.stop().stop_possible()) {
+    eventfd_t ignored;
+    static_cast<void>(::eventfd_read(stop_event, &ignored));  // of an earlier stop
+    on_stop.emplace(deadline.stop(), wake);
+  }
+  for (;;) {
+    // Without a descriptor for it, a stop is asked for at intervals.
+    const std::chrono::nanoseconds left = stop_event_ ? deadline.remaining() : deadline.next_wait();
+    const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(left);
+    const timespec timeout{static_cast<time_t>(seconds.count()),
+                           static_cast<long>((left - seconds).count())};
+    pollfd polled[] = {{socket_.number(), events, 0}, {stop_event, POLLIN, 0}};
+    const int ready = ::ppoll(polled, stop_event_ ? 2 : 1, &timeout, nullptr);
+    if (ready < 0 && errno != EINTR) throw lost("cannot wait");
+    if (ready > 0 && polled[0].revents != 0) return true;
+    if (deadline.passed()) return false;
+  }
+}
+
+void RedisConnection::send_queued() {
+  std::size_t sent = 0;
+  while (sent < queued_.size()) {
+    const ssize_t more = ::send(socket_.number(), queued_.data() + sent, queued_.size() - sent,
+                                MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (more < 0 && errno == EINTR) continue;
+    if (more < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) break;
+    if (more < 0) throw lost("cannot send");
+    sent += static_cast<std::size_t>(more);
+  }
+  queued_.erase(0, sent);
+}
+
+void RedisConnection::receive() {
+  char buffer[std::size_t{16} << 10];
+  for (;;) {
+    const ssize_t size = ::recv(socket_.number(), buffer, sizeof buffer, MSG_DONTWAIT);
+    if (size < 0 && errno == EINTR) continue;
+    if (size < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return;
+    if (size < 0) throw lost("cannot receive");
+    if (size == 0) throw RedisFailure{false, "server closed the connection"};
+    unparsed_bytes_ += static_cast<std::size_t>(size);
+    if (unparsed_bytes_ > reply_bytes_max) throw RedisFailure{false, "answer is too long"};
+    if (redisReaderFeed(reader_.get(), buffer, static_cast<std::size_t>(size)) != REDIS_OK)
+      throw RedisFailure{false, std::string("answer is damaged: ") + reader_->errstr};
+    if (static_cast<std::size_t>(size) < sizeof buffer) return;
+  }
+}
+
+std::optional<RedisReply> RedisConnection::next_reply() {
+  void* found = nullptr;
+  if (redisReaderGetReply(reader_.get(), &found) != REDIS_OK)
+    throw RedisFailure{false, std::string("answer is damaged: ") + reader_->errstr};
+  if (found == nullptr) return std::nullopt;
+  const std::unique_ptr<void, void (*)(void*)> owner(found, freeReplyObject);
+  unparsed_bytes_ = 0;
+  if (answered_count_ == sent_count_) throw RedisFailure{false, "answer was not asked for"};
+  return to_reply(*static_cast<const redisReply*>(found));
+}
+
+std::unique_ptr<RedisConnection> connect_redis(const RedisServer& server,
+                                               std::chrono::milliseconds timeout,
+                                               const Deadline& deadline,
+                                               std::optional<RedisConnectionAttempt>& attempt) {
+  // An attempt outlives the request that began it: a slow name server must not keep Redis away.
+  const std::chrono::milliseconds attempt_timeout = std::max(timeout, connect_time_min);
+  return await_connection<RedisConnection>(
+      [server, attempt_timeout] {
+        return std::make_unique<RedisConnection>(server, Deadline(attempt_timeout));
+      },
+      attempt_timeout, deadline, attempt);
+}
+
+}  // namespace whycache

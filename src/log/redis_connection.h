@@ -1,0 +1,130 @@
+// A connection to a Redis or Valkey server. hiredis writes commands and parses answers; the socket
+// is ours, does not block, and raises no SIGPIPE.
+//
+// Answers come in the order of the commands. A caller that gives up leaves its answer behind, and
+// the next one skips it.
+//
+// One thread at a time may use a connection. A forked child may only destroy it.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/url.h"
+#include "log/connection_attempt.h"
+#include "log/server_address.h"
+
+struct redisReader;
+
+namespace whycache {
+
+struct RedisServer {
+  ServerAddress address;
+  std::string user;
+  // The file is read at each connect. Without one, the password is that of the environment variable
+  // WHYCACHE_REDIS_PASSWORD; empty: the server asks for none.
+  std::string password_file;
+};
+
+// Takes the options redis, redis_user, redis_password_file and redis_tls. Throws Error(invalid).
+RedisServer take_redis_server(Url& url);
+
+struct RedisReply {
+  enum class Kind { nil, number, text, list, error };
+
+  Kind kind = Kind::nil;
+  std::int64_t number = 0;
+  std::string text;  // of an error: "NOAUTH Authentication required."
+  std::vector<RedisReply> items;
+
+  // The text of element `index` of a list; nullptr if it is something else.
+  const std::string* text_at(std::size_t index) const {
+    if (index >= items.size() || items[index].kind != Kind::text) return nullptr;
+    return &items[index].text;
+  }
+};
+
+// Why a server could not be used.
+struct RedisFailure {
+  bool is_refusal = false;  // the server has answered
+  std::string reason;
+};
+
+class RedisConnection {
+ public:
+  // Connects, logs in, and asks the server who it is. Throws RedisFailure, or Error(invalid) if the
+  // file with the password cannot be used.
+  RedisConnection(const RedisServer& server, const Deadline& deadline);
+  RedisConnection(const RedisConnection&) = delete;
+  RedisConnection& operator=(const RedisConnection&) = delete;
+  ~RedisConnection();
+
+  // Tells the data of this server from all other data, earlier data of the same server included:
+  // another number after each restart, and after each failover.
+  std::uint64_t data_id() const { return data_id_; }
+  // Whether the server has not closed the connection. Takes no round trip.
+  bool is_alive() noexcept;
+  // Since when an answer is awaited; 0: none is.
+  std::int64_t waits_since_ns() const { return waits_since_ns_; }
+
+  // Queues a command. Returns its number.
+  std::uint64_t send(std::span<const std::string_view> words);
+  // Returns the answer to a command, which is the latest or was the latest awaited. Returns nullopt
+  // if the deadline passes first; the caller may ask again. Throws RedisFailure if the connection
+  // is lost.
+  std::optional<RedisReply> await(std::uint64_t number, const Deadline& deadline);
+
+ private:
+  void connect(const ServerAddress& address, const Deadline& deadline);
+  RedisReply run(std::span<const std::string_view> words, const Deadline& deadline);
+  void log_in(const RedisServer& server, const Deadline& deadline);
+  void identify_server(const Deadline& deadline);
+  // Returns false if the deadline passes first.
+  bool wait_for_socket(short events, const Deadline& deadline);
+  void send_queued();
+  void receive();
+  std::optional<RedisReply> next_reply();
+
+  struct FreeReader {
+    void operator()(redisReader* reader) const;
+  };
+
+  FileDescriptor socket_;
+  // Wakes a wait whose stop is requested.
+  FileDescriptor stop_event_;
+  std::unique_ptr<redisReader, FreeReader> reader_;
+  std::uint64_t data_id_ = 0;
+  std::string queued_;
+  std::uint64_t sent_count_ = 0;
+  std::uint64_t answered_count_ = 0;
+  std::int64_t waits_since_ns_ = 0;
+  // Bytes received since the last complete answer.
+  std::size_t unparsed_bytes_ = 0;
+};
+
+using RedisConnectionAttempt = ConnectionAttempt<RedisConnection>;
+
+// Returns a new connection, or nullptr if there is none when the deadline passes; `attempt` is then
+// an attempt that goes on. Otherwise as the constructor.
+std::unique_ptr<RedisConnection> connect_redis(const RedisServer& server,
+                                               std::chrono::milliseconds timeout,
+                                               const Deadline& deadline,
+                                               std::optional<RedisConnectionAttempt>& attempt);
+
+// Whether an error of the server may pass by itself soon, so that it is not worth a report.
+bool is_passing_redis_error(std::string_view error);
+// Whether the server still answers requests that store nothing.
+bool is_redis_write_refused(std::string_view error);
+// Returns what an operator does about an error of the server: " (redis_user= ...)"; or nothing.
+std::string redis_hint(std::string_view error);
+
+}  // namespace whycache

@@ -1,0 +1,129 @@
+// What a tier keeps of a log, in Redis or Valkey. Format: docs/formats/redis.md.
+//
+// The keys contain what RedisConnection::data_id() returns. A server that was restarted, or a
+// replica that took over, has other keys: what it kept, it kept from another time, and none of it
+// may be taken for a record that was published since.
+//
+// The head record and the updates before it are published by one script, so that a follower that an
+// update wakes finds its head record.
+//
+// Waiting. One thread of the process waits in XREAD, over a connection of its own, and wakes the
+// others. The updates that it receives are kept for the next get_updates().
+//
+// A server that does not answer is avoided for a while, as memcached is. A server that refuses
+// requests is a problem that an operator has to know: the next wait() reports it, and the log is
+// polled for a minute.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/mutex.h"
+#include "log/redis_connection.h"
+#include "log/tier_store.h"
+
+namespace whycache {
+
+class RedisStore final : public TierStore {
+ public:
+  RedisStore(RedisServer server, std::chrono::milliseconds timeout);
+  ~RedisStore() override;
+
+  bool is_available() const noexcept override;
+  std::optional<HeadAndLease> get_head(const std::string& prefix) override;
+  std::optional<std::vector<std::optional<StoredUpdate>>> get_updates(const std::string& prefix,
+                                                                      UpdateId first,
+                                                                      UpdateId last) override;
+  Published publish(const std::string& prefix, std::span<const UpdateView> updates,
+                    const std::optional<HeadChange>& change) override;
+  bool set_poll_lease(const std::string& prefix, std::string_view lease,
+                      std::chrono::seconds duration) override;
+  bool add_poll_lease(const std::string& prefix, std::string_view lease,
+                      std::chrono::seconds duration) override;
+  bool add_fill_lease(const std::string& prefix, UpdateId id,
+                      std::chrono::seconds duration) override;
+
+  bool notifies() const noexcept override;
+  bool wait(const std::string& prefix, UpdateId after, std::chrono::nanoseconds at_most) override;
+  UpdateId claimed_head() const noexcept override {
+    return claimed_head_.load(std::memory_order_relaxed);
+  }
+  void note_head(UpdateId head, UpdateId claimed) noexcept override;
+
+ private:
+  // An XREAD that the server has not answered yet.
+  struct PendingRead {
+    std::uint64_t number = 0;
+    std::string key;
+    std::int64_t ends_at_ns = 0;
+  };
+
+  // What requests and waiting threads share.
+  struct Waiters {
+    Mutex mutex;
+    std::condition_variable changed;
+    bool is_listening WHYCACHE_GUARDED_BY(mutex) = false;
+    // Updates that were received and not handed out yet.
+    std::map<UpdateId, std::string> received WHYCACHE_GUARDED_BY(mutex);
+    std::size_t received_bytes WHYCACHE_GUARDED_BY(mutex) = 0;
+    // What the next wait() reports.
+    std::string problem WHYCACHE_GUARDED_BY(mutex);
+  };
+
+  // Returns the answer to a command. `make_words` gets the prefix of the keys. Returns nullopt if
+  // the request failed.
+  std::optional<RedisReply> request(
+      const std::string& prefix,
+      const std::function<std::vector<std::string>(const std::string&)>& make_words);
+  bool set_if(const std::string& prefix, const std::string& key, std::string_view bytes,
+              std::chrono::seconds duration, bool only_if_absent);
+  void mark_unavailable();
+  void note_refusal(const std::string& error);
+  void note_problem(std::string problem);
+  void throw_problem();
+
+  bool listen(const std::string& prefix, UpdateId after, const Deadline& deadline);
+  void send_read(const std::string& key, UpdateId after, const Deadline& deadline);
+  void note_received(RedisReply& reply);
+  bool end_failed_wait(const RedisFailure& failure, const Deadline& deadline);
+
+  const RedisServer server_;
+  const std::chrono::milliseconds timeout_;
+  // fork_count() of the process that opened the connections.
+  const std::uint64_t owner_fork_count_;
+
+  // Of the thread that makes requests.
+  std::unique_ptr<RedisConnection> connection_;
+  std::optional<RedisConnectionAttempt> attempt_;
+  std::optional<Deadline> unavailable_until_;
+  std::int64_t last_answer_at_ns_ = 0;
+
+  // Of the thread that listens.
+  std::unique_ptr<RedisConnection> listener_;
+  std::optional<RedisConnectionAttempt> listener_attempt_;
+  std::optional<PendingRead> pending_read_;
+
+  // The greatest id received that no answer of the log has contradicted since.
+  std::atomic<UpdateId> claimed_head_{0};
+  // The thread that listens reads only updates beyond this one.
+  std::atomic<UpdateId> position_{0};
+  // Until then the server cannot wake this process.
+  std::atomic<std::int64_t> refused_until_ns_{0};
+
+  // In a child of a fork, threads of the parent may seem to wait: this is then never destroyed.
+  std::unique_ptr<Waiters> waiters_;
+};
+
+}  // namespace whycache
