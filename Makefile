@@ -101,6 +101,7 @@ bench:
 else
 bench:
 	scripts/install_packages.sh bench
+	scripts/unpack_boost.sh build/boost
 	cmake --preset release
 	cmake --build --preset release --parallel $(JOBS)
 	bench/run.py $(if $(BENCH),--program $(BENCH)) $(if $(ONLY),--only $(ONLY)) \

@@ -1,10 +1,11 @@
-// The state beside its rivals, on one thread. Workloads:
+// whycache beside its rivals, on one thread. Workloads:
 //
 // - load: new keys in random order, in updates of 1,000
 // - bytes_per_item: what the subject takes after that, in files and on the heap, of which 115 are
 // payload
 // - get_uniform: copying get into a kept string, keys drawn uniformly
-// - get_serial: the same, but the next key depends on the previous value
+// - get_new_uniform: the same, into a new string: `auto value = cache.get(key)`
+// - get_serial: as get_uniform, but the next key depends on the previous value
 // - get_zipf: the same as get_uniform, keys drawn by zipf 0.99
 // - get_mixed: the same as get_uniform, but one key in ten is absent
 // - get_miss: get of absent keys
@@ -56,6 +57,8 @@ class Benchmark {
     if (only_shapes()) return;
     measure_load();
     measure_reads("get_uniform", ReadLoop::get,
+                  [&] { return ReadSequence::uniform(items_, options_.reads); });
+    measure_reads("get_new_uniform", ReadLoop::get_new,
                   [&] { return ReadSequence::uniform(items_, options_.reads); });
     measure_reads("get_serial", ReadLoop::get_serial,
                   [&] { return ReadSequence::uniform(items_, options_.reads); });
@@ -223,15 +226,30 @@ class Benchmark {
 
 Program program = {
     .description =
-        "Measures the state beside its rivals; the workloads are described at the top of "
+        "Measures whycache beside its rivals; the workloads are described at the top of "
         "bench/reads.cc",
-    .workloads = {"load",           "bytes_per_item",   "get_uniform",
-                  "get_serial",     "get_zipf",         "get_mixed",
-                  "get_miss",       "view_get_uniform", "get_multi_uniform",
-                  "get_multi_zipf", "scan_items",       "scan_keys",
-                  "get_value_10",   "get_value_1000",   "get_value_100000",
-                  "get_key_7",      "get_key_40",       "get_key_200",
-                  "open",           "overwrite",        "bytes_per_item_overwritten"},
+    .workloads = {"load",
+                  "bytes_per_item",
+                  "get_uniform",
+                  "get_new_uniform",
+                  "get_serial",
+                  "get_zipf",
+                  "get_mixed",
+                  "get_miss",
+                  "view_get_uniform",
+                  "get_multi_uniform",
+                  "get_multi_zipf",
+                  "scan_items",
+                  "scan_keys",
+                  "get_value_10",
+                  "get_value_1000",
+                  "get_value_100000",
+                  "get_key_7",
+                  "get_key_40",
+                  "get_key_200",
+                  "open",
+                  "overwrite",
+                  "bytes_per_item_overwritten"},
     .measure = [](const BenchmarkOptions& options, std::uint64_t items, Report& report) {
       Benchmark(options, items, report).run();
     }};

@@ -54,7 +54,7 @@ EVERYTHING = [
             "--only",
             "load,bytes_per_item,get_uniform,get_serial,get_zipf,get_miss,view_get_uniform,open",
             "--subjects",
-            "whycache,absl",
+            "whycache,boost_flat,absl",
         ],
     ),
     ("processes", ["--reads", "500000"]),

@@ -63,6 +63,7 @@ class StoreSubject final : public Subject {
       case ReadLoop::get: return CanGet<Store>;
       case ReadLoop::get_serial: return CanGet<Store>;
       case ReadLoop::get_miss: return CanGet<Store>;
+      case ReadLoop::get_new: return CanGetNew<Store>;
       case ReadLoop::view_get: return CanView<Store>;
       case ReadLoop::get_multi: return CanGetMulti<Store>;
       case ReadLoop::scan_items: return CanScan<Store>;

@@ -26,6 +26,11 @@ class Absl {
     value.assign(found->second);
     return true;
   }
+  std::optional<std::string> get(std::string_view key) const {
+    const auto found = map_.find(to_absl(key));
+    if (found == map_.end()) return std::nullopt;
+    return found->second;
+  }
   std::optional<std::string_view> view(std::string_view key) const {
     const auto found = map_.find(to_absl(key));
     if (found == map_.end()) return std::nullopt;

@@ -10,7 +10,9 @@ namespace bench {
 
 // Weak symbols: the address is nullptr if the library of a rival was not found and its file was not
 // compiled.
-[[gnu::weak]] MakeSubject make_whycache;
+[[gnu::weak]] MakeSubject make_whycache;        // through the public API
+[[gnu::weak]] MakeSubject make_whycache_state;  // the state alone
+[[gnu::weak]] MakeSubject make_boost_flat;
 [[gnu::weak]] MakeSubject make_absl;
 [[gnu::weak]] MakeSubject make_unordered_map;
 [[gnu::weak]] MakeSubject make_lmdb;       // a read transaction renewed for every read
@@ -28,6 +30,8 @@ struct SubjectKind {
 
 inline const std::vector<SubjectKind> subject_kinds = {
     {"whycache", make_whycache},
+    {"whycache_state", make_whycache_state},
+    {"boost_flat", make_boost_flat},
     {"absl", make_absl},
     {"unordered_map", make_unordered_map},
     {"lmdb", make_lmdb},

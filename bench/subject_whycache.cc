@@ -1,91 +1,88 @@
-// The state of whycache alone: reads as in any process of the machine, and updates applied as if
-// they came from a log.
+// whycache as applications call it: Cache, View, get_multi and set_multi. The log keeps nothing,
+// which leaves the cost of the cache itself.
 #include <sys/stat.h>
+#include <whycache/cache.h>
 
-#include <whycache/view.h>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
 
+#include "bench/discarding_log.h"
 #include "bench/subject.h"
 #include "bench/subject_kinds.h"
-#include "state/read/pin.h"
-#include "state/state.h"
-#include "state/write/builder.h"
-#include "state/write/writer.h"
 
 namespace bench {
 namespace {
 
-using namespace whycache;
-
 class Whycache {
  public:
-  Whycache(const std::string& directory, std::uint64_t items_max) {
-    options_.path = directory + "/whycache";
-    options_.bytes_max = items_max * 4096 + (std::uint64_t{1} << 30);
+  Whycache(const std::string& directory, std::uint64_t items_max)
+      : state_path_(directory + "/whycache"),
+        state_bytes_max_(items_max * 4096 + (std::uint64_t{1} << 30)) {
     open();
-    state_->install(*state_->begin_build(Uuid{1}, "bench:"));
   }
 
-  void open() { state_ = State::open(options_); }
+  void open() {
+    whycache::Options options;
+    options.state_path = state_path_;
+    options.state_bytes_max = state_bytes_max_;
+    options.update_bytes_max = DiscardingLog::update_bytes_max;
+    cache_.emplace(log_.reopen(), options);
+  }
   void close() {
-    finish_writing();
     view_.reset();
-    state_.reset();
+    cache_.reset();
   }
 
   void set(std::span<const Item> items) {
     view_.reset();
-    if (!writer_) {
-      writer_ = state_->begin_write(Deadline(std::chrono::seconds(20)));
-      update_.id = writer_->info().applied_id;
-    }
-    ++update_.id;
-    update_.chain = update_.id;
-    update_.changes.clear();
-    for (const Item& item : items) update_.changes.push_back(Change::set(item.key, item.value));
-    writer_->apply(update_);
+    cache_->set_multi(items);
   }
-  void finish_writing() { writer_.reset(); }
 
-  bool get(std::string_view key, std::string& value) const { return state_->get(key, value); }
+  bool get(std::string_view key, std::string& value) const { return cache_->get(key, value); }
+  std::optional<std::string> get(std::string_view key) const { return cache_->get(key); }
   std::optional<std::string_view> view(std::string_view key) {
-    if (!view_) view_.emplace(state_->pin());
+    if (!view_) view_.emplace(cache_->view());
     return view_->get(key);
   }
   std::size_t get_multi(std::span<const std::string_view> keys,
                         std::span<std::string> values) const {
-    std::size_t found = 0;
-    state_->get_multi(keys, [&](std::size_t i, std::string_view value) {
-      values[i].assign(value);
-      ++found;
-    });
-    return found;
+    std::vector<std::optional<std::string>> found = cache_->get_multi(keys);
+    std::size_t count = 0;
+    for (std::size_t i = 0; i < found.size(); ++i) {
+      if (!found[i]) continue;
+      values[i] = std::move(*found[i]);
+      ++count;
+    }
+    return count;
   }
 
   template <typename Visit>
   void scan_items(const Visit& visit) const {
-    for (const auto& [key, value] : View(state_->pin())) visit(key, value);
+    for (const auto& [key, value] : cache_->view()) visit(key, value);
   }
   template <typename Visit>
   void scan_keys(const Visit& visit) const {
-    for (const std::string_view key : View(state_->pin()).keys()) visit(key);
+    for (const std::string_view key : cache_->keys()) visit(key);
   }
 
   std::uint64_t external_bytes() const {
     std::uint64_t bytes = 0;
-    for (const std::string& path : {options_.path, options_.path + ".lock"}) {
+    for (const char* const suffix : {"", ".lock", ".changes"}) {
       struct stat status;
-      if (::stat(path.c_str(), &status) == 0)
+      if (::stat((state_path_ + suffix).c_str(), &status) == 0)
         bytes += static_cast<std::uint64_t>(status.st_blocks) * 512;
     }
     return bytes;
   }
 
  private:
-  StateOptions options_;
-  std::unique_ptr<State> state_;
-  std::unique_ptr<StateWriter> writer_;
-  std::optional<View> view_;
-  Update update_;
+  const std::string state_path_;
+  const std::uint64_t state_bytes_max_;
+  DiscardingLog log_;
+  std::optional<whycache::Cache> cache_;
+  std::optional<whycache::View> view_;
 };
 
 }  // namespace

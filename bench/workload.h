@@ -20,6 +20,8 @@ enum class ReadLoop {
   get_serial,
   // Get of absent keys.
   get_miss,
+  // Get into a new string.
+  get_new,
   // Get without copying; the first eight bytes are read.
   view_get,
   // Copying get of 32 keys at once.
@@ -36,6 +38,11 @@ inline constexpr std::size_t keys_per_multi_get = 32;
 template <typename Store>
 concept CanGet = requires(Store& store, std::string_view key, std::string& value) {
   { store.get(key, value) } -> std::same_as<bool>;
+};
+// Returns a copy.
+template <typename Store>
+concept CanGetNew = requires(Store& store, std::string_view key) {
+  { store.get(key) } -> std::same_as<std::optional<std::string>>;
 };
 // The result stays valid until the next call.
 template <typename Store>
@@ -84,6 +91,13 @@ ReadChecksum run(ReadLoop loop, Store& store, std::span<const std::string_view> 
           add_to_checksum(seen, value);
           // 0, which the compiler does not know.
           i += last_number(value);
+        }
+      }
+      break;
+    case ReadLoop::get_new:
+      if constexpr (CanGetNew<Store>) {
+        for (const std::string_view key : keys) {
+          if (const auto found = store.get(key)) add_whole_to_checksum(seen, *found);
         }
       }
       break;
