@@ -183,8 +183,8 @@ std::vector<TierKind> only(TierKind kind) {
   return kinds;
 }
 
-MakeTierStore make_tier(TierKind kind, const std::string& addresses,
-                        std::chrono::milliseconds timeout) {
+MakeTierStore make_tier(TierKind kind, [[maybe_unused]] const std::string& addresses,
+                        [[maybe_unused]] std::chrono::milliseconds timeout) {
 #if WHYCACHE_WITH_MEMCACHED
   if (kind == TierKind::memcached) {
     return [servers = parse_memcached_servers(addresses), timeout] {
@@ -207,8 +207,9 @@ std::string tiered_url(TierKind kind, const std::string& url, const std::string&
          name_of(kind) + '=' + address;
 }
 
-std::unique_ptr<TierServer> TierServer::start_new(TierKind kind, std::vector<std::string> options,
-                                                  bool by_socket) {
+std::unique_ptr<TierServer> TierServer::start_new(TierKind kind,
+                                                  [[maybe_unused]] std::vector<std::string> options,
+                                                  [[maybe_unused]] bool by_socket) {
 #if WHYCACHE_WITH_MEMCACHED
   if (kind == TierKind::memcached)
     return std::make_unique<MemcachedTierServer>(std::move(options), by_socket);
