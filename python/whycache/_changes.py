@@ -49,8 +49,8 @@ class _Feed:
         """The id of the last update whose changes were all returned: what to resume from."""
         return self._position
 
-    def _take(self, milliseconds: int) -> bool:
-        self._taken, self._taken_up_to = self._feed.take(_COUNT_MAX, milliseconds)
+    def _keep(self, taken: list[Any], up_to: int) -> bool:
+        self._taken, self._taken_up_to = taken, up_to
         self._next = 0
         if not self._taken:
             self._position = self._taken_up_to
@@ -89,7 +89,8 @@ class Changes(_Feed):
     def __next__(self) -> FeedChange:
         while self._next == len(self._taken):
             left = self._milliseconds_left()
-            if not self._take(int(min(left, _SLICE_MS))) and left <= 0:
+            taken = self._feed.take(_COUNT_MAX, int(min(left, _SLICE_MS)))
+            if not self._keep(*taken) and left <= 0:
                 raise StopIteration
         return self._return_next()
 
@@ -100,8 +101,8 @@ class AsyncChanges(_Feed):
     def __init__(self, feed: Any, seconds: float | None, cache: Any) -> None:
         super().__init__(feed, seconds)
         self._cache = cache
-        # A take whose task was cancelled goes on: the next call waits for it.
-        self._taking: asyncio.Future[bool] | None = None
+        # A take whose task was cancelled goes on: the next call waits for it, and keeps its result.
+        self._taking: asyncio.Future[tuple[list[Any], int]] | None = None
 
     def __aiter__(self) -> "AsyncChanges":
         return self
@@ -126,9 +127,15 @@ class AsyncChanges(_Feed):
         taking = self._taking
         if taking is None:
             loop = asyncio.get_running_loop()
-            self._taking = taking = loop.run_in_executor(None, self._take, 0)
+            self._taking = taking = loop.run_in_executor(None, self._feed.take, _COUNT_MAX, 0)
         try:
-            return await asyncio.shield(taking)
-        finally:
-            if taking.done():
+            taken = await asyncio.shield(taking)
+        except BaseException:
+            # Cancelled before it could keep the result: the next call does.
+            if taking.done() and (taking.cancelled() or taking.exception()):
                 self._taking = None
+            raise
+        if self._taking is taking:
+            self._taking = None
+            self._keep(*taken)
+        return self._next < len(self._taken)
