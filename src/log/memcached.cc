@@ -14,7 +14,7 @@
 namespace whycache {
 namespace {
 
-constexpr std::uint16_t default_port = 11211;
+constexpr std::uint16_t memcached_port = 11211;
 // How long all servers are unavailable after a failure.
 constexpr std::chrono::milliseconds retry_delay{2'000};
 
@@ -84,7 +84,7 @@ std::vector<MemcachedServer> parse_memcached_servers(std::string_view text) {
   std::vector<MemcachedServer> servers;
   for (;;) {
     const std::size_t comma = text.find(',');
-    const auto server = parse_server_address(text.substr(0, comma), default_port);
+    const auto server = parse_server_address(text.substr(0, comma), memcached_port);
     if (!server) throw invalid_server_error(servers.size() + 1);
     servers.push_back(*server);
     if (comma == std::string_view::npos) return servers;
