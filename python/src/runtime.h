@@ -16,6 +16,7 @@
 #include <thread>
 #include <utility>
 
+#include "client/cache_internal.h"
 #include "python.h"
 
 namespace whycache::python {
@@ -141,7 +142,7 @@ struct Handle {
   // Closes the cache for good. Call it without the GIL.
   void close() {
     closed = true;
-    if (cache.valid()) cache.close_shared_state();
+    if (cache.valid()) CacheInternal::close_for_good(cache);
   }
 
   Cache cache;

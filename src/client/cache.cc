@@ -232,6 +232,10 @@ class Cache::Impl {
     State* const state = state_if_open_.load(std::memory_order_acquire);
     return state != nullptr ? *state : reopen();
   }
+  void close_for_good() {
+    is_closed_for_good_.store(true, std::memory_order_release);
+    close(false);
+  }
   bool is_deleted() const { return is_deleted_.load(std::memory_order_acquire); }
   // Returns the context of this process; creates it in a forked child.
   Session& session() const {
@@ -269,9 +273,10 @@ class Cache::Impl {
     const MutexLock lock(context.lifecycle_mutex);
     if (remove && role_ == Role::attached) NoLog(location_.path).fail();
     State* const state = state_if_open_.exchange(nullptr, std::memory_order_acq_rel);
+    // Before anything else: a child may be forked at any moment, in which nothing else does it.
+    state_->enable_fast_reads(false);
     if (remove) is_deleted_.store(true, std::memory_order_release);
     if (state == nullptr && !remove) return;
-    state_->enable_fast_reads(false);
     context.session.close();
     context.follower.stop();
     context.notifier.stop();
@@ -321,6 +326,8 @@ class Cache::Impl {
     if (is_deleted()) {
       throw Error(ErrorKind::invalid, "cache is closed: its state was deleted through this object");
     }
+    if (is_closed_for_good_.load(std::memory_order_acquire))
+      throw Error(ErrorKind::invalid, "cache is closed");
     if (State* const state = state_if_open_.load(std::memory_order_acquire)) return *state;
     const Deadline deadline = Backoff(options_.deadline).deadline();
     state_->switch_if_replaced(deadline);
@@ -387,10 +394,12 @@ class Cache::Impl {
 
   void shut_down() noexcept {
     state_if_open_.store(nullptr, std::memory_order_release);
-    ProcessContext* const context = context_.exchange(nullptr);
+    ProcessContext* const context = context_.load();
     if (context != nullptr && context->owner_fork_count == fork_count()) {
       context->session.close();
+      // Its threads may be in a callback that reads the cache, and needs the session to be refused.
       delete context;
+      context_.store(nullptr);
     } else if (context != nullptr) {
       abandon_parent_context(context);
     }
@@ -415,6 +424,7 @@ class Cache::Impl {
   // Null while closed.
   mutable std::atomic<State*> state_if_open_{nullptr};
   std::atomic<bool> is_deleted_{false};
+  std::atomic<bool> is_closed_for_good_{false};
   const Options options_;
   // Of all that opening waits for.
   const Deadline opening_deadline_{options_.deadline};
@@ -919,6 +929,8 @@ State& CacheInternal::state(const Cache& cache) { return cache.impl().state(); }
 State* CacheInternal::state_if_open(const Cache& cache) noexcept {
   return cache.impl_ ? cache.impl_->state_if_open() : nullptr;
 }
+
+void CacheInternal::close_for_good(Cache& cache) { cache.impl().close_for_good(); }
 
 void CacheInternal::note_damage(const Cache& cache) noexcept {
   if (cache.impl_) cache.impl_->note_damage();

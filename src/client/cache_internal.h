@@ -29,6 +29,8 @@ class CacheInternal {
   static Session& session(const Cache& cache);
   // Returns null while the cache is closed.
   static State* state_if_open(const Cache& cache) noexcept;
+  // As Cache::close_shared_state(), but no call opens the state again: it throws Error(invalid).
+  static void close_for_good(Cache& cache);
   // Makes the next update() build the state again, as a read that finds it damaged does.
   static void note_damage(const Cache& cache) noexcept;
   // Pins the state as Cache::view() does.

@@ -54,6 +54,7 @@ class Cursor {
   const Item& item() const { return items_[index_]; }
   // Stays at the end.
   void next() {
+    pin_->check_not_forked();
     if (index_ < items_.size() && ++index_ == items_.size()) fill();
   }
 

@@ -199,6 +199,36 @@ TEST(Open, event_callback_reads_the_cache_and_is_refused_what_would_wait_for_its
   EXPECT_GE(events, 1);
 }
 
+TEST(Open, event_callback_that_reads_while_the_cache_is_destroyed_is_refused) {
+  const Fleet fleet;
+  std::atomic<bool> away{false};
+  std::atomic<bool> is_called{false};
+  std::atomic<bool> is_refused{false};
+  std::atomic<Cache*> called{nullptr};
+  Options options;
+  options.follow = true;
+  options.on_event = [&](const Event&) {
+    is_called = true;
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    try {
+      while (std::chrono::steady_clock::now() < end) EXPECT_EQ(called.load()->size(), 1U);
+    } catch (const Error& error) {
+      is_refused = error.kind() == ErrorKind::invalid;
+    }
+  };
+  auto cache =
+      std::make_unique<Cache>(fleet.open("berlin", script_of_log_away(away), std::move(options)));
+  called = cache.get();
+  cache->set("a", "1");
+  away = true;
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while (!is_called && std::chrono::steady_clock::now() < end)
+    std::this_thread::sleep_for(milliseconds(1));
+  ASSERT_TRUE(is_called);
+  cache.reset();
+  EXPECT_TRUE(is_refused);
+}
+
 TEST(Open, cache_that_was_moved_from_throws_invalid) {
   const Fleet fleet;
   Cache cache = fleet.open("berlin");

@@ -170,7 +170,11 @@ TEST_F(ProcessesTest, view_pinned_before_fork_is_invalid_in_the_child) {
   TestState state(path(), small());
   state.apply({{"a", "1"}});
   const View before = state.view();
+  const auto items = before.items();
+  auto item = items.begin();
   EXPECT_EQ(run_in_child([&]() -> std::string {
+              const std::optional<Error> step_error = thrown_error([&] { ++item; });
+              if (!step_error || step_error->kind() != ErrorKind::invalid) return "step";
               for (int i = 0; i < 2; ++i) {
                 const std::optional<Error> error =
                     thrown_error([&] { static_cast<void>(before.get("a")); });

@@ -20,7 +20,7 @@ Pin::Pin(std::shared_ptr<const Mapping> mapping, Writers writers)
     node_.directory_cache.store(mapping_->last_directory_cache(), std::memory_order_release);
   } else {
     block_ = read_published(mapping_->header());
-    // In a forked child, nothing would replace another one.
+    // In a forked child, nothing would replace another one. Each find() takes the slow path.
     node_.directory_cache.store(&mapping_->empty_directory_cache(), std::memory_order_release);
   }
   max_entry_word_ = EntryWord::max_at(block_.id);
