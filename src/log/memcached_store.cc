@@ -51,10 +51,12 @@ TierStore::Published MemcachedStore::publish(const std::string& prefix,
   }
   if (!change) return {true, HeadResult::not_stored};
   const std::string key = prefix + "head";
+  const std::optional<std::string> record = change->make_record();
+  if (!record) return {true, HeadResult::failed};
   const Memcached::StoreResult result =
-      change->found ? memcached_.compare_and_swap(key, change->record, change->found->version,
-                                                  tier_item_lifetime)
-                    : memcached_.add(key, change->record, tier_item_lifetime);
+      change->found
+          ? memcached_.compare_and_swap(key, *record, change->found->version, tier_item_lifetime)
+          : memcached_.add(key, *record, tier_item_lifetime);
   switch (result) {
     case Memcached::StoreResult::stored: return {true, HeadResult::stored};
     case Memcached::StoreResult::not_stored: return {true, HeadResult::not_stored};

@@ -18,6 +18,7 @@
 #include <new>
 #include <stop_token>
 #include <system_error>
+#include <tuple>
 #include <utility>
 
 #include <whycache/error.h>
@@ -31,7 +32,11 @@ namespace {
 constexpr std::uint16_t default_redis_port = 6379;
 constexpr std::chrono::milliseconds connect_time_min{2'000};
 // No answer to these commands is longer.
-constexpr std::size_t reply_bytes_max = std::size_t{64} << 20;
+constexpr std::size_t reply_bytes_max = std::size_t{24} << 20;
+constexpr std::size_t reply_elements_max = 100'000;
+constexpr int reply_depth_max = 6;
+// Of a message of the server, in an error or event.
+constexpr std::size_t error_bytes_max = 200;
 
 RedisFailure lost(const std::string& what, int error = errno) {
   return {false, what + ": " + std::system_category().message(error)};
@@ -61,19 +66,21 @@ RedisReply to_reply(const redisReply& from) {
   return reply;
 }
 
-// A server that lies about the length of an array must not make this process reserve memory for it.
+// hiredis's own function. Versions count the elements with an int or a size_t.
+decltype(redisReplyObjectFunctions::createArray) create_array_in_hiredis = nullptr;
+
+// A server that lies about the length of an array must not make this process reserve memory for it,
+// nor nest arrays until the stack ends. The reader's privdata counts the elements of a reply.
 template <typename Size>
 void* create_array(const redisReadTask* task, Size elements) {
-  constexpr Size elements_max = 100'000;
-  if (std::cmp_less(elements, 0) || elements > elements_max) return nullptr;
-  static const auto create = [] {
-    redisReader* const reader = redisReaderCreate();
-    if (reader == nullptr) throw std::bad_alloc();
-    const auto function = reader->fn->createArray;
-    redisReaderFree(reader);
-    return function;
-  }();
-  return create(task, elements);
+  int depth = 0;
+  for (const redisReadTask* parent = task->parent; parent != nullptr; parent = parent->parent)
+    ++depth;
+  if (depth > reply_depth_max || std::cmp_less(elements, 0)) return nullptr;
+  auto& count = *static_cast<std::size_t*>(task->privdata);
+  if (std::cmp_greater(elements, reply_elements_max - count)) return nullptr;
+  count += static_cast<std::size_t>(elements);
+  return create_array_in_hiredis(task, elements);
 }
 
 // The functions with which hiredis makes replies, but for arrays.
@@ -83,7 +90,8 @@ redisReplyObjectFunctions* reply_functions() {
     if (reader == nullptr) throw std::bad_alloc();
     redisReplyObjectFunctions copied = *reader->fn;
     redisReaderFree(reader);
-    copied.createArray = create_array;  // an int or a size_t, as the version of hiredis has it
+    create_array_in_hiredis = copied.createArray;
+    copied.createArray = create_array;
     return copied;
   }();
   return &functions;
@@ -136,6 +144,13 @@ RedisServer take_redis_server(Url& url) {
   return server;
 }
 
+std::string shortened(std::string text) {
+  if (text.size() > error_bytes_max) text.resize(error_bytes_max);
+  std::replace_if(
+      text.begin(), text.end(), [](char c) { return c < ' ' || c > '~' || c == '"'; }, '?');
+  return text;
+}
+
 bool is_passing_redis_error(std::string_view error) {
   for (const char* code : {"LOADING", "BUSY", "MASTERDOWN", "TRYAGAIN", "UNBLOCKED"}) {
     if (has_code(error, code)) return true;
@@ -180,21 +195,25 @@ RedisConnection::RedisConnection(const RedisServer& server, const Deadline& dead
     : stop_event_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)), reader_(redisReaderCreate()) {
   if (reader_ == nullptr) throw std::bad_alloc();
   reader_->fn = reply_functions();
+  reader_->privdata = &element_count_;
   connect(server.address, deadline);
   log_in(server, deadline);
-  identify_server(deadline);
+  data_id_ = read_data_id(deadline);
 }
 
 RedisConnection::~RedisConnection() = default;
 
+void RedisConnection::prepare() { reply_functions(); }
+
 void RedisConnection::connect(const ServerAddress& address, const Deadline& deadline) {
-  const auto try_connect = [&](int family, const sockaddr* to, socklen_t size) {
+  const auto try_connect = [&](int family, const sockaddr* to, socklen_t size,
+                               const Deadline& limit) {
     socket_ = FileDescriptor(::socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
     if (!socket_) throw lost("cannot make a socket");
     // EAGAIN: the queue of a unix socket is full.
     if (::connect(socket_.number(), to, size) == 0) return;
     if (errno != EINPROGRESS) throw lost("cannot connect");
-    if (!wait_for_socket(POLLOUT, deadline))
+    if (!wait_for_socket(POLLOUT, limit))
       throw RedisFailure{false, "cannot connect: no answer before the deadline"};
     int error = 0;
     socklen_t error_size = sizeof error;
@@ -208,21 +227,32 @@ void RedisConnection::connect(const ServerAddress& address, const Deadline& dead
     if (address.socket.size() >= sizeof to.sun_path)
       throw RedisFailure{false, "path of the socket is too long"};
     std::memcpy(to.sun_path, address.socket.data(), address.socket.size());
-    return try_connect(AF_UNIX, reinterpret_cast<const sockaddr*>(&to), sizeof to);
+    return try_connect(AF_UNIX, reinterpret_cast<const sockaddr*>(&to), sizeof to, deadline);
   }
 
-  addrinfo hints{};
-  hints.ai_socktype = SOCK_STREAM;
-  hints.ai_flags = AI_ADDRCONFIG;
-  addrinfo* found = nullptr;
-  const int result =
-      ::getaddrinfo(address.host.c_str(), std::to_string(address.port).c_str(), &hints, &found);
+  const auto resolve = [&](int flags) {
+    addrinfo hints{};
+    hints.ai_socktype = SOCK_STREAM;
+    hints.ai_flags = flags;
+    addrinfo* found = nullptr;
+    const int result =
+        ::getaddrinfo(address.host.c_str(), std::to_string(address.port).c_str(), &hints, &found);
+    return std::pair(result, found);
+  };
+  // With AI_ADDRCONFIG, a loopback address may be passed over.
+  auto [result, found] = resolve(AI_NUMERICHOST);
+  if (result != 0) std::tie(result, found) = resolve(AI_ADDRCONFIG);
   if (result != 0)
     throw RedisFailure{false, std::string("cannot resolve the host: ") + ::gai_strerror(result)};
   const std::unique_ptr<addrinfo, void (*)(addrinfo*)> owner(found, ::freeaddrinfo);
-  for (const addrinfo* each = found; each != nullptr; each = each->ai_next) {
+  std::int64_t count = 0;
+  for (const addrinfo* each = found; each != nullptr; each = each->ai_next) ++count;
+  for (const addrinfo* each = found; each != nullptr; each = each->ai_next, --count) {
+    // One that does not answer leaves time for the others.
+    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline.time_left());
     try {
-      try_connect(each->ai_family, each->ai_addr, each->ai_addrlen);
+      try_connect(each->ai_family, each->ai_addr, each->ai_addrlen,
+                  count == 1 ? deadline : deadline.at_most(left / count));
       break;
     } catch (const RedisFailure&) {
       if (each->ai_next == nullptr) throw;
@@ -237,7 +267,7 @@ RedisReply RedisConnection::run(std::span<const std::string_view> words, const D
   std::optional<RedisReply> reply = await(send(words), deadline);
   if (!reply) throw RedisFailure{false, "no answer before the deadline"};
   if (reply->kind == RedisReply::Kind::error)
-    throw RedisFailure{!is_passing_redis_error(reply->text), reply->text};
+    throw RedisFailure{!is_passing_redis_error(reply->text), shortened(reply->text)};
   return std::move(*reply);
 }
 
@@ -252,18 +282,25 @@ void RedisConnection::log_in(const RedisServer& server, const Deadline& deadline
   std::vector<std::string_view> words = {"AUTH"};
   if (!server.user.empty()) words.push_back(server.user);
   words.push_back(password);
-  run(words, deadline);
+  try {
+    run(words, deadline);
+  } catch (RedisFailure& failure) {
+    // A server that does not know the command repeats its arguments.
+    if (failure.is_refusal && !has_code(failure.reason, "WRONGPASS"))
+      failure.reason = "AUTH was refused";
+    throw;
+  }
 }
 
 // run_id differs after each restart; master_replid, after a replica became the primary.
-void RedisConnection::identify_server(const Deadline& deadline) {
+std::uint64_t RedisConnection::read_data_id(const Deadline& deadline) {
   const std::string_view server[] = {"INFO", "server"};
   const std::string_view replication[] = {"INFO", "replication"};
   const std::string run_id = field_of(run(server, deadline).text, "run_id");
   const std::string history = field_of(run(replication, deadline).text, "master_replid");
   if (run_id.empty() || history.empty())
     throw RedisFailure{true, "server does not say its run_id and master_replid"};
-  data_id_ = hash64(run_id + ' ' + history);
+  return hash64(run_id + ' ' + history);
 }
 
 bool RedisConnection::is_alive() noexcept {
@@ -290,13 +327,15 @@ std::uint64_t RedisConnection::send(std::span<const std::string_view> words) {
 }
 
 std::optional<RedisReply> RedisConnection::await(std::uint64_t number, const Deadline& deadline) {
-  for (;;) {
+  for (bool has_received = false;; has_received = true) {
     send_queued();
     while (std::optional<RedisReply> reply = next_reply()) {
       const std::uint64_t answered = ++answered_count_;
       waits_since_ns_ = answered_count_ == sent_count_ ? 0 : boot_time_ns();
       if (answered == number) return reply;
     }
+    // Parts of an answer may arrive all the time.
+    if (has_received && deadline.passed()) return std::nullopt;
     const short events = static_cast<short>(queued_.empty() ? POLLIN : POLLIN | POLLOUT);
     if (!wait_for_socket(events, deadline)) return std::nullopt;
     receive();
@@ -307,10 +346,10 @@ bool RedisConnection::wait_for_socket(short events, const Deadline& deadline) {
   const int stop_event = stop_event_.number();
   const auto wake = [stop_event]() noexcept { static_cast<void>(::eventfd_write(stop_event, 1)); };
   std::optional<std::stop_callback<decltype(wake)>> on_stop;
-  if (stop_event_ && deadline.stop().stop_possible()) {
+  if (stop_event_) {
     eventfd_t ignored;
     static_cast<void>(::eventfd_read(stop_event, &ignored));  // of an earlier stop
-    on_stop.emplace(deadline.stop(), wake);
+    if (deadline.stop().stop_possible()) on_stop.emplace(deadline.stop(), wake);
   }
   for (;;) {
     // Without a descriptor for it, a stop is asked for at intervals.
@@ -362,6 +401,7 @@ std::optional<RedisReply> RedisConnection::next_reply() {
   if (found == nullptr) return std::nullopt;
   const std::unique_ptr<void, void (*)(void*)> owner(found, freeReplyObject);
   unparsed_bytes_ = 0;
+  element_count_ = 0;
   if (answered_count_ == sent_count_) throw RedisFailure{false, "answer was not asked for"};
   return to_reply(*static_cast<const redisReply*>(found));
 }

@@ -68,9 +68,16 @@ class RedisConnection {
   RedisConnection& operator=(const RedisConnection&) = delete;
   ~RedisConnection();
 
+  // Initializes what all connections share. Call it before a thread connects, which a fork may cut
+  // off.
+  static void prepare();
+
   // Tells the data of this server from all other data, earlier data of the same server included:
   // another number after each restart, and after each failover.
   std::uint64_t data_id() const { return data_id_; }
+  // Whether the server still has that data. It may have become a replica of another one without
+  // closing the connection. Takes two round trips. Throws RedisFailure.
+  bool has_same_data(const Deadline& deadline) { return read_data_id(deadline) == data_id_; }
   // Whether the server has not closed the connection. Takes no round trip.
   bool is_alive() noexcept;
   // Since when an answer is awaited; 0: none is.
@@ -87,7 +94,7 @@ class RedisConnection {
   void connect(const ServerAddress& address, const Deadline& deadline);
   RedisReply run(std::span<const std::string_view> words, const Deadline& deadline);
   void log_in(const RedisServer& server, const Deadline& deadline);
-  void identify_server(const Deadline& deadline);
+  std::uint64_t read_data_id(const Deadline& deadline);
   // Returns false if the deadline passes first.
   bool wait_for_socket(short events, const Deadline& deadline);
   void send_queued();
@@ -109,6 +116,8 @@ class RedisConnection {
   std::int64_t waits_since_ns_ = 0;
   // Bytes received since the last complete answer.
   std::size_t unparsed_bytes_ = 0;
+  // Elements of its arrays.
+  std::size_t element_count_ = 0;
 };
 
 using RedisConnectionAttempt = ConnectionAttempt<RedisConnection>;
@@ -120,6 +129,8 @@ std::unique_ptr<RedisConnection> connect_redis(const RedisServer& server,
                                                const Deadline& deadline,
                                                std::optional<RedisConnectionAttempt>& attempt);
 
+// Returns a message of the server in the form that an error or event takes.
+std::string shortened(std::string text);
 // Whether an error of the server may pass by itself soon, so that it is not worth a report.
 bool is_passing_redis_error(std::string_view error);
 // Whether the server still answers requests that store nothing.

@@ -32,6 +32,7 @@ constexpr char stream_bytes_max[] = "16777216";
 // What a waiting thread receives at once, and keeps for get_updates().
 constexpr char updates_per_read_max[] = "16";
 constexpr std::size_t received_bytes_max = std::size_t{2} << 20;
+constexpr std::size_t received_overhead_bytes = 100;
 
 // Stores updates, and replaces the head record.
 //
@@ -94,10 +95,13 @@ if rebuild and not is_foreign then
     for _, entry in ipairs(page) do
       local there = parse(entry)
       if not there or bytes >= kept_bytes_max then next_id = 0; break end
-      table.insert(before, 1, there)
+      table.insert(before, there)
       bytes = bytes + #there.body
       next_id = there.id - 1
     end
+  end
+  for i = 1, math.floor(#before / 2) do
+    before[i], before[#before - i + 1] = before[#before - i + 1], before[i]
   end
   bytes = 0
   next_id = #updates > 0 and keep_after and updates[#updates].id + 1 or math.huge
@@ -191,7 +195,9 @@ RedisStore::RedisStore(RedisServer server, std::chrono::milliseconds timeout)
     : server_(std::move(server)),
       timeout_(timeout),
       owner_fork_count_(fork_count()),
-      waiters_(std::make_unique<Waiters>()) {}
+      waiters_(std::make_unique<Waiters>()) {
+  RedisConnection::prepare();
+}
 
 RedisStore::~RedisStore() {
   if (fork_count() == owner_fork_count_) return;
@@ -209,14 +215,21 @@ void RedisStore::mark_unavailable() {
   unavailable_until_.emplace(redis_retry_delay);
 }
 
-void RedisStore::note_problem(std::string problem) {
+void RedisStore::note_problem(std::string problem, bool of_writes_only) {
   const MutexLock lock(waiters_->mutex);
   waiters_->problem = std::move(problem);
+  waiters_->is_problem_of_writes = of_writes_only;
+}
+
+void RedisStore::note_success(bool is_write) {
+  const MutexLock lock(waiters_->mutex);
+  if (is_write || !waiters_->is_problem_of_writes) waiters_->problem.clear();
 }
 
 void RedisStore::note_refusal(const std::string& error) {
-  note_problem("Redis refuses requests: server=" + server_.address.text() + " reason=\"" + error +
-               '"' + redis_hint(error));
+  note_problem("Redis refuses requests: server=" + server_.address.text() + " reason=\"" +
+                   shortened(error) + '"' + redis_hint(error),
+               is_redis_write_refused(error));
 }
 
 // --- Requests. ---
@@ -238,10 +251,15 @@ std::optional<RedisReply> RedisStore::request(
     if (connection_ && waits_since_ns == 0 && began_at_ns - last_answer_at_ns_ > idle_ns &&
         !connection_->is_alive())
       connection_.reset();
-    if (!connection_) connection_ = connect_redis(server_, timeout_, deadline, attempt_);
+    if (!connection_) {
+      connection_ = connect_redis(server_, timeout_, deadline, attempt_);
+      if (connection_) data_id_.store(connection_->data_id(), std::memory_order_relaxed);
+    }
     std::optional<RedisReply> reply;
+    bool is_write = false;
     if (connection_) {
       const std::vector<std::string> words = make_words(keys_of(prefix, *connection_));
+      is_write = words[0] != "MGET" && words[0] != "XRANGE";
       const std::vector<std::string_view> views(words.begin(), words.end());
       reply = connection_->await(connection_->send(views), deadline);
     }
@@ -251,7 +269,10 @@ std::optional<RedisReply> RedisStore::request(
       return std::nullopt;
     }
     last_answer_at_ns_ = boot_time_ns();
-    if (reply->kind != RedisReply::Kind::error) return reply;
+    if (reply->kind != RedisReply::Kind::error) {
+      note_success(is_write);
+      return reply;
+    }
     if (!is_passing_redis_error(reply->text)) note_refusal(reply->text);
     // A server that is full can still be read. A replica may become the primary: then it has other
     // keys, which the next connection finds out.
@@ -274,8 +295,24 @@ std::optional<TierStore::HeadAndLease> RedisStore::get_head(const std::string& p
   if (!reply || reply->items.size() != 2) return std::nullopt;
   HeadAndLease found;
   if (const std::string* const head = reply->text_at(0)) found.head = StoredHead{*head};
+  if (found.head && found.head->bytes != last_head_) {
+    if (!is_same_server()) return std::nullopt;
+    last_head_ = found.head->bytes;
+  }
   if (const std::string* const lease = reply->text_at(1)) found.poll_lease = *lease;
   return found;
+}
+
+// Whether the answer before came from the data that the connection was made to. A primary that has
+// become a replica keeps its connections.
+bool RedisStore::is_same_server() {
+  try {
+    if (connection_->has_same_data(CallLimit::deadline(timeout_))) return true;
+    connection_.reset();
+  } catch (const RedisFailure&) {
+    mark_unavailable();
+  }
+  return false;
 }
 
 std::optional<std::vector<std::optional<TierStore::StoredUpdate>>> RedisStore::get_updates(
@@ -323,14 +360,18 @@ TierStore::Published RedisStore::publish(const std::string& prefix,
     while (end < updates.size() && (end == begin || bytes < publish_bytes_max))
       bytes += updates[end++].bytes.size();
     const bool is_last = end == updates.size();
+    bool has_record = false;
     const std::optional<RedisReply> reply = request(prefix, [&](const std::string& keys) {
       std::vector<std::string> words = {"EVAL", publish_script, "2", keys + "head",
                                         keys + "updates"};
-      if (change && is_last) {
-        words.insert(words.end(),
-                     {change->found ? "swap" : "add", change->found ? change->found->bytes : "",
-                      change->record,
-                      change->head > published_id_max ? no_head : std::to_string(change->head)});
+      const std::optional<std::string> record =
+          change && is_last ? change->make_record() : std::nullopt;
+      has_record = record.has_value();
+      if (record) {
+        words.insert(
+            words.end(),
+            {change->found ? "swap" : "add", change->found ? change->found->bytes : "", *record,
+             change->head > published_id_max ? no_head : std::to_string(change->head)});
       } else {
         words.insert(words.end(), {"none", "", "", no_head});
       }
@@ -347,7 +388,8 @@ TierStore::Published RedisStore::publish(const std::string& prefix,
     });
     if (!reply || reply->kind != RedisReply::Kind::number) return {};
     if (is_last && reply->number == 0) return {false, HeadResult::not_stored};
-    if (is_last) return {true, change ? HeadResult::stored : HeadResult::not_stored};
+    if (is_last && has_record) return {true, HeadResult::stored};
+    if (is_last) return {true, change ? HeadResult::failed : HeadResult::not_stored};
     begin = end;
   }
 }
@@ -417,23 +459,25 @@ bool RedisStore::wait(const std::string& prefix, UpdateId after, std::chrono::na
     if (waiters_->is_listening || deadline.passed()) return false;
     waiters_->is_listening = true;
   }
-  const auto stop_listening = [&] {
-    const MutexLock lock(waiters_->mutex);
-    waiters_->is_listening = false;
-    waiters_->changed.notify_all();
-  };
   bool is_woken = false;
-  try {
-    is_woken = listen(prefix, after, deadline);
-  } catch (const RedisFailure& failure) {
-    is_woken = end_failed_wait(failure, deadline);
-  } catch (const Error& error) {  // the file with the password
-    note_problem(error.what());
-  } catch (...) {
-    stop_listening();
-    throw;
+  {
+    // Whatever happens, another thread listens next.
+    struct StopListening {
+      Waiters& waiters;
+      ~StopListening() {
+        const MutexLock lock(waiters.mutex);
+        waiters.is_listening = false;
+        waiters.changed.notify_all();
+      }
+    } const stop_listening{*waiters_};
+    try {
+      is_woken = listen(prefix, after, deadline);
+    } catch (const RedisFailure& failure) {
+      is_woken = end_failed_wait(failure, deadline);
+    } catch (const Error& error) {  // the file with the password
+      note_problem(error.what());
+    }
   }
-  stop_listening();
   throw_problem();
   return is_woken;
 }
@@ -454,11 +498,20 @@ bool RedisStore::end_failed_wait(const RedisFailure& failure, const Deadline& de
 
 // The caller is the one thread that listens.
 bool RedisStore::listen(const std::string& prefix, UpdateId after, const Deadline& deadline) {
+  const bool is_new = !listener_;
   if (!listener_) {
     listener_ = connect_redis(server_, timeout_, deadline, listener_attempt_);
     pending_read_.reset();
     position_.store(0, std::memory_order_relaxed);
     if (!listener_) return false;
+  }
+  // Requests may reach another server since a failover.
+  const std::uint64_t data_id = data_id_.load(std::memory_order_relaxed);
+  if (data_id != 0 && data_id != listener_->data_id()) {
+    listener_.reset();
+    pending_read_.reset();
+    if (is_new) deadline.sleep(deadline.remaining());
+    return !is_new;
   }
   const std::string key = keys_of(prefix, *listener_) + "updates";
   if (pending_read_ && pending_read_->key != key) {  // the log was replaced
@@ -480,8 +533,10 @@ bool RedisStore::listen(const std::string& prefix, UpdateId after, const Deadlin
       throw RedisFailure{!is_passing_redis_error(reply->text), reply->text};
     if (reply->kind == RedisReply::Kind::nil) {
       position_.store(0, std::memory_order_relaxed);
-    } else {
-      note_received(*reply);
+    } else if (!note_received(*reply)) {
+      // The stream has entries of another kind, which XREAD would return again at once.
+      deadline.sleep(deadline.remaining());
+      return false;
     }
     if (claimed_head() > after) return true;
     if (deadline.passed()) return false;
@@ -502,9 +557,9 @@ void RedisStore::send_read(const std::string& key, UpdateId after, const Deadlin
                               .ends_at_ns = boot_time_ns() + left_ms * 1'000'000};
 }
 
-// A list of one stream: its key and its entries.
-void RedisStore::note_received(RedisReply& reply) {
-  if (reply.items.size() != 1 || reply.items[0].items.size() != 2) return;
+// A list of one stream: its key and its entries. Returns whether there was an update.
+bool RedisStore::note_received(RedisReply& reply) {
+  if (reply.items.size() != 1 || reply.items[0].items.size() != 2) return false;
   const MutexLock lock(waiters_->mutex);
   UpdateId greatest = 0;
   for (RedisReply& entry : reply.items[0].items[1].items) {
@@ -515,13 +570,14 @@ void RedisStore::note_received(RedisReply& reply) {
       waiters_->received.clear();
       waiters_->received_bytes = 0;
     }
-    waiters_->received_bytes += found->bytes->size();
+    waiters_->received_bytes += found->bytes->size() + received_overhead_bytes;
     waiters_->received[found->id] = std::move(*found->bytes);
   }
-  if (greatest == 0) return;
+  if (greatest == 0) return false;
   claimed_head_.store(greatest, std::memory_order_relaxed);
   position_.store(greatest, std::memory_order_relaxed);
   waiters_->changed.notify_all();
+  return true;
 }
 
 }  // namespace whycache

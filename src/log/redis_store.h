@@ -80,6 +80,7 @@ class RedisStore final : public TierStore {
     std::size_t received_bytes WHYCACHE_GUARDED_BY(mutex) = 0;
     // What the next wait() reports.
     std::string problem WHYCACHE_GUARDED_BY(mutex);
+    bool is_problem_of_writes WHYCACHE_GUARDED_BY(mutex) = false;
   };
 
   // Returns the answer to a command. `make_words` gets the prefix of the keys. Returns nullopt if
@@ -89,14 +90,17 @@ class RedisStore final : public TierStore {
       const std::function<std::vector<std::string>(const std::string&)>& make_words);
   bool set_if(const std::string& prefix, const std::string& key, std::string_view bytes,
               std::chrono::seconds duration, bool only_if_absent);
+  bool is_same_server();
   void mark_unavailable();
   void note_refusal(const std::string& error);
-  void note_problem(std::string problem);
+  void note_problem(std::string problem, bool of_writes_only = false);
+  // A problem that was not reported yet is over.
+  void note_success(bool is_write);
   void throw_problem();
 
   bool listen(const std::string& prefix, UpdateId after, const Deadline& deadline);
   void send_read(const std::string& key, UpdateId after, const Deadline& deadline);
-  void note_received(RedisReply& reply);
+  bool note_received(RedisReply& reply);
   bool end_failed_wait(const RedisFailure& failure, const Deadline& deadline);
 
   const RedisServer server_;
@@ -109,6 +113,10 @@ class RedisStore final : public TierStore {
   std::optional<RedisConnectionAttempt> attempt_;
   std::optional<Deadline> unavailable_until_;
   std::int64_t last_answer_at_ns_ = 0;
+  // The head record that get_head() returned last.
+  std::string last_head_;
+  // data_id() of `connection_`, for the thread that listens. 0: there was none yet. Relaxed.
+  std::atomic<std::uint64_t> data_id_{0};
 
   // Of the thread that listens.
   std::unique_ptr<RedisConnection> listener_;

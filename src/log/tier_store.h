@@ -54,8 +54,10 @@ class TierStore {
   // A head record to store.
   struct HeadChange {
     std::optional<StoredHead> found;  // what it replaces; nullopt: there must be none
-    std::string record;
-    UpdateId head = 0;  // what the record claims
+    UpdateId head = 0;                // what the record claims
+    // Returns the record, which says when it was sent: called just before that, after the updates
+    // were stored. Returns nullopt if it is too late to send it.
+    std::function<std::optional<std::string>()> make_record;
   };
   enum class HeadResult {
     stored,
@@ -75,7 +77,8 @@ class TierStore {
   // Whether a request may succeed: not for a while after a failure, and not in a forked child.
   virtual bool is_available() const noexcept = 0;
 
-  // --- Requests. Each takes no longer than the timeout of the store. ---
+  // --- Requests. Each takes no longer than the timeout of the store, but for publish(): that
+  // makes one per update, or per MiB of them. ---
 
   // Returns nullopt if the request failed.
   virtual std::optional<HeadAndLease> get_head(const std::string& prefix) = 0;

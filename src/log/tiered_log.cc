@@ -99,10 +99,11 @@ void TieredLog::record_extent(const Extent& extent) {
     // that every process that still follows it polls the log, and finds out.
     const std::optional<FoundHeadRecord> found = fetch_head_record();
     if (found && found->record.record_id != 0) {
-      tier_->publish(item_prefix(), {},
-                     TierStore::HeadChange{.found = found->stored,
-                                           .record = std::to_string(random_u64()),
-                                           .head = update_id_max});
+      tier_->publish(
+          item_prefix(), {},
+          TierStore::HeadChange{.found = found->stored, .head = update_id_max, .make_record = [] {
+                                  return std::to_string(random_u64());
+                                }});
     }
     last_served_update_ = {};
   }
@@ -498,14 +499,21 @@ void TieredLog::publish(std::vector<TierStore::UpdateView> updates,
     const std::int64_t now_ns = boot_time_ns();
     if ((attempt > 0 || !found) && now_ns - began_at_ns > publish_window_ns) break;
     record.record_id = std::max<std::uint64_t>(random_u64(), 1);
-    record.publish_delay_ns = now_ns - began_at_ns;
-    TierStore::HeadChange change{.record = encode_head_record(record), .head = record.head};
+    const bool ends = attempt > 0 || !found;
+    std::int64_t sent_at_ns = now_ns;
+    const auto make_record = [&]() -> std::optional<std::string> {
+      sent_at_ns = boot_time_ns();
+      if (ends && sent_at_ns - began_at_ns > publish_window_ns) return std::nullopt;
+      record.publish_delay_ns = sent_at_ns - began_at_ns;
+      return encode_head_record(record);
+    };
+    TierStore::HeadChange change{.head = record.head, .make_record = make_record};
     if (found) change.found = std::move(found->stored);
     const TierStore::Published published = tier_->publish(item_prefix(), updates, change);
     if (published.has_updates) updates.clear();
     if (published.head == TierStore::HeadResult::stored) {
-      tracker_.record_seen(record, now_ns);
-      last_publish_at_ns_ = now_ns;
+      tracker_.record_seen(record, sent_at_ns);
+      last_publish_at_ns_ = sent_at_ns;
     }
     if (published.head != TierStore::HeadResult::not_stored) return;
     // Another process was first. Its record stays if its head is not lower, or if it is lower than

@@ -55,7 +55,9 @@ RedisServer redis_at_port(std::uint16_t port) {
 }
 
 TierStore::HeadChange change_of(std::optional<TierStore::StoredHead> found, UpdateId head) {
-  return {.found = std::move(found), .record = "head " + std::to_string(head), .head = head};
+  return {.found = std::move(found), .head = head, .make_record = [head] {
+            return "head " + std::to_string(head);
+          }};
 }
 
 class RedisStoreTest : public ::testing::Test {
@@ -190,6 +192,26 @@ TEST_F(RedisStoreTest, long_tail_is_published_in_several_requests) {
   for (const auto& update : *found) EXPECT_TRUE(update && update->bytes.size() == 300'000);
 }
 
+// The record says when it was sent.
+TEST_F(RedisStoreTest, head_record_is_made_after_the_updates_before_it_were_sent) {
+  const std::string body(900'000, 'x');
+  std::vector<Update> tail;
+  for (UpdateId id = 1; id <= 5; ++id) tail.push_back({id, body});
+  const auto other = open();
+  bool has_first = false;
+  TierStore::HeadChange change{.found = std::nullopt, .head = 5, .make_record = [&] {
+                                 const auto first = other->get_updates(key_prefix, 1, 1);
+                                 has_first = first && (*first)[0];
+                                 return "head 5";
+                               }};
+  EXPECT_EQ(store->publish(key_prefix, tail, change).head, HeadResult::stored);
+  EXPECT_TRUE(has_first);
+  change.make_record = [] { return std::nullopt; };
+  const auto published = store->publish(key_prefix, tail, change);
+  EXPECT_EQ(published.head, HeadResult::failed);
+  EXPECT_TRUE(published.has_updates);
+}
+
 TEST_F(RedisStoreTest, leases_have_one_owner_until_they_expire) {
   EXPECT_TRUE(store->add_poll_lease(key_prefix, "mine", seconds(1)));
   EXPECT_FALSE(open()->add_poll_lease(key_prefix, "other", seconds(1)));
@@ -318,6 +340,23 @@ TEST_F(RedisStoreTest, replica_that_takes_over_is_empty_each_time) {
   }
 }
 
+// A client that stays connected gets no word of it.
+TEST_F(RedisStoreTest, primary_that_becomes_a_replica_is_empty) {
+  ASSERT_EQ(publish(1, {"a"}), HeadResult::stored);
+  RedisTestServer other({"--replicaof", "127.0.0.1 " + std::to_string(server->port()),
+                         "--repl-diskless-sync-delay", "0"});
+  expect_replicating(other);
+  RedisClient client(other);
+  client.run({"REPLICAOF", "NO", "ONE"});
+  client.run({"SET", client.run({"KEYS", "*head"}).at(0), "head of another time"});
+  RedisClient(*server).run({"REPLICAOF", "127.0.0.1", std::to_string(other.port())});
+  expect_replicating(*server);
+  EXPECT_FALSE(store->get_head(key_prefix).has_value());
+  const auto found = store->get_head(key_prefix);
+  ASSERT_TRUE(found.has_value());
+  EXPECT_FALSE(found->head.has_value());
+}
+
 // --- Servers that refuse. ---
 
 // Expects one report with these words, and that the store is out of use meanwhile.
@@ -419,10 +458,12 @@ TEST_F(RedisStoreTest, foreign_entries_of_the_stream_are_replaced) {
 
 // --- Servers that lie, hang, or are cut off. ---
 
-// Accepts connections, and sends the same bytes to each, whatever was asked.
+// Accepts connections, and sends the same bytes to each, whatever was asked. Then `trickle`, again
+// and again, to the last one.
 class LyingServer {
  public:
-  explicit LyingServer(std::string bytes) : bytes_(std::move(bytes)) {
+  explicit LyingServer(std::string bytes, std::string trickle = "")
+      : bytes_(std::move(bytes)), trickle_(std::move(trickle)) {
     listener_ = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     sockaddr_in address{};
     address.sin_family = AF_INET;
@@ -439,6 +480,9 @@ class LyingServer {
         if (socket < 0) return;
         sockets_.push_back(socket);
         static_cast<void>(::send(socket, bytes_.data(), bytes_.size(), MSG_NOSIGNAL));
+        while (!trickle_.empty() &&
+               ::send(socket, trickle_.data(), trickle_.size(), MSG_NOSIGNAL) > 0)
+          std::this_thread::sleep_for(std::chrono::microseconds(50));
       }
     });
   }
@@ -454,18 +498,37 @@ class LyingServer {
 
  private:
   const std::string bytes_;
+  const std::string trickle_;
   int listener_;
   std::uint16_t port_ = 0;
   std::vector<int> sockets_;
   std::thread thread_;
 };
 
-TEST(RedisStoreLies, nonsense_fails_requests_in_time) {
-  // The answers to the first two commands, then nonsense.
+std::string repeated(const std::string& text, int count) {
+  std::string all;
+  for (int i = 0; i < count; ++i) all += text;
+  return all;
+}
+
+// The answers to the first two commands.
+std::string hello_of_liar() {
   const auto text = [](const std::string& bytes) {
     return '$' + std::to_string(bytes.size()) + "\r\n" + bytes + "\r\n";
   };
-  const std::string hello = text("# Server\r\nrun_id:x\r\n") + text("# R\r\nmaster_replid:y\r\n");
+  return text("# Server\r\nrun_id:x\r\n") + text("# R\r\nmaster_replid:y\r\n");
+}
+
+TEST(RedisStoreLies, answer_that_never_ends_fails_request_in_time) {
+  LyingServer server(hello_of_liar() + "+", std::string(400, 'x'));
+  RedisStore store(redis_at_port(server.port()), milliseconds(200));
+  const auto began = std::chrono::steady_clock::now();
+  EXPECT_FALSE(store.get_head(key_prefix).has_value());
+  EXPECT_LT(std::chrono::steady_clock::now() - began, seconds(3));
+}
+
+TEST(RedisStoreLies, nonsense_fails_requests_in_time) {
+  const std::string hello = hello_of_liar();
   std::mt19937_64 random(testing::test_seed());
   SCOPED_TRACE(testing::seed_note());
   std::vector<std::string> lies = {"",
@@ -479,6 +542,8 @@ TEST(RedisStoreLies, nonsense_fails_requests_in_time) {
                                    hello + "+OK\r\n",
                                    hello + "*2\r\n:1\r\n*0\r\n",
                                    hello + "*1\r\n*2\r\n+key\r\n*1\r\n*2\r\n+5-0\r\n*1\r\n+b\r\n",
+                                   hello + "*2\r\n" + repeated("*1\r\n", 100'000),
+                                   hello + repeated("*50000\r\n", 5) + repeated("*0\r\n", 100'000),
                                    std::string(1 << 20, '*')};
   for (int i = 0; i < 20; ++i) {
     std::string bytes = hello;
