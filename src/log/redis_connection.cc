@@ -14,6 +14,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <iterator>
 #include <limits>
 #include <new>
 #include <stop_token>
@@ -159,10 +160,9 @@ bool is_passing_redis_error(std::string_view error) {
 }
 
 bool is_redis_write_refused(std::string_view error) {
-  for (const char* code : {"OOM", "READONLY", "MISCONF", "NOREPLICAS"}) {
-    if (has_code(error, code)) return true;
-  }
-  return false;
+  constexpr std::string_view codes[] = {"OOM", "READONLY", "MISCONF", "NOREPLICAS"};
+  return std::any_of(std::begin(codes), std::end(codes),
+                     [&](std::string_view code) { return has_code(error, code); });
 }
 
 std::string redis_hint(std::string_view error) {
