@@ -1,5 +1,5 @@
-// What a feed of all changes costs the writer that it watches. A process writes to a log in files
-// or SQLite at full speed, with keys among --items. Workloads:
+// Measures what a feed of all changes costs the writer that it watches. A process writes to a log
+// in files or SQLite at full speed, with keys among --items. Workloads:
 //
 //   write_without_ring  keeps no ring of changes
 //   write               keeps one

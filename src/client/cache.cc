@@ -424,6 +424,8 @@ class Cache::Impl {
   // Null while closed.
   mutable std::atomic<State*> state_if_open_{nullptr};
   std::atomic<bool> is_deleted_{false};
+  // Stored (release) by close_for_good(), and loaded (acquire) by reopen() under the context's
+  // lifecycle_mutex, which the close that follows the store waits for.
   std::atomic<bool> is_closed_for_good_{false};
   const Options options_;
   // Of all that opening waits for.

@@ -64,7 +64,7 @@ void HeadTracker::invalidate_from(UpdateId id, std::int64_t now_ns) {
   invalidated_until_ns_ = now_ns + to_ns(served_staleness_max_);
 }
 
-// --- What memcached returned. ---
+// --- What the tier returned. ---
 
 bool HeadTracker::must_poll_log(UpdateId first, std::chrono::nanoseconds staleness_max,
                                 std::int64_t now_ns) const {
@@ -81,7 +81,7 @@ std::int64_t HeadTracker::earliest_poll_at_ns(const HeadRecord& record,
   // The record was put after we found another one.
   if (record.record_id != last_record_id_ && last_record_at_ns_ != 0)
     polled_at_ns = last_record_at_ns_ - record.publish_delay_ns;
-  // The lease was stored before that poll, and is still there. memcached counts whole seconds.
+  // The lease was stored before that poll, and is still there. Stores count whole seconds.
   if (lease && record.lease_id != 0 && lease->lease_id == record.lease_id) {
     const std::chrono::seconds age_max(std::int64_t{lease->duration_seconds} + 1);
     polled_at_ns = std::max(polled_at_ns, now_ns - to_ns(age_max));

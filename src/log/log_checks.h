@@ -117,7 +117,7 @@ inline std::string describe_instances(const std::vector<std::string>& instances)
   return text + (instances.size() > described_instances_max ? ", and others" : "");
 }
 
-// What an operator does about a damaged log in a database.
+// The next step of an operator whose log in a database is damaged.
 inline constexpr char restore_log_hint[] = " (restore the log from a backup)";
 
 // What an operator does about a log that a newer version has written to.

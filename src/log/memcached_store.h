@@ -1,4 +1,4 @@
-// What a tier keeps of a log, in memcached.
+// Keeps what a tier knows of a log in memcached:
 //
 //   PREFIX u:ID      the bytes of update ID; with flag 1, empty: it is too large
 //   PREFIX head      the head record

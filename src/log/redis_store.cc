@@ -29,7 +29,7 @@ constexpr char no_head[] = "1e300";
 // The bounds of the stream.
 constexpr char stream_updates_max[] = "4096";
 constexpr char stream_bytes_max[] = "16777216";
-// What a waiting thread receives at once, and keeps for get_updates().
+// A waiting thread receives so much at once, and keeps so much for get_updates().
 constexpr char updates_per_read_max[] = "16";
 constexpr std::size_t received_bytes_max = std::size_t{2} << 20;
 constexpr std::size_t received_overhead_bytes = 100;

@@ -1,4 +1,4 @@
-// What a tier keeps of a log, in Redis or Valkey. Format: docs/formats/redis.md.
+// Keeps what a tier knows of a log in Redis or Valkey. Format: docs/formats/redis.md.
 //
 // The keys contain what RedisConnection::data_id() returns. A server that was restarted, or a
 // replica that took over, has other keys: what it kept, it kept from another time, and none of it
@@ -70,7 +70,7 @@ class RedisStore final : public TierStore {
     std::int64_t ends_at_ns = 0;
   };
 
-  // What requests and waiting threads share.
+  // Shared by requests and waiting threads.
   struct Waiters {
     Mutex mutex;
     std::condition_variable changed;
@@ -78,7 +78,7 @@ class RedisStore final : public TierStore {
     // Updates that were received and not handed out yet.
     std::map<UpdateId, std::string> received WHYCACHE_GUARDED_BY(mutex);
     std::size_t received_bytes WHYCACHE_GUARDED_BY(mutex) = 0;
-    // What the next wait() reports.
+    // The next wait() reports it.
     std::string problem WHYCACHE_GUARDED_BY(mutex);
     bool is_problem_of_writes WHYCACHE_GUARDED_BY(mutex) = false;
   };
@@ -108,26 +108,30 @@ class RedisStore final : public TierStore {
   // fork_count() of the process that opened the connections.
   const std::uint64_t owner_fork_count_;
 
-  // Of the thread that makes requests.
+  // These belong to the thread that makes requests.
   std::unique_ptr<RedisConnection> connection_;
   std::optional<RedisConnectionAttempt> attempt_;
   std::optional<Deadline> unavailable_until_;
   std::int64_t last_answer_at_ns_ = 0;
   // The head record that get_head() returned last.
   std::string last_head_;
-  // data_id() of `connection_`, for the thread that listens. 0: there was none yet. Relaxed.
+  // data_id() of `connection_`; 0: there was none yet. Written by the thread that makes requests,
+  // read by the one that listens. Relaxed: an older value costs one more wait.
   std::atomic<std::uint64_t> data_id_{0};
 
-  // Of the thread that listens.
+  // These belong to the thread that listens.
   std::unique_ptr<RedisConnection> listener_;
   std::optional<RedisConnectionAttempt> listener_attempt_;
   std::optional<PendingRead> pending_read_;
 
+  // The three below are hints for threads that wait, and are relaxed: nothing is published with
+  // them. The thread that listens writes the first two; note_head() resets the first.
+  //
   // The greatest id received that no answer of the log has contradicted since.
   std::atomic<UpdateId> claimed_head_{0};
   // The thread that listens reads only updates beyond this one.
   std::atomic<UpdateId> position_{0};
-  // Until then the server cannot wake this process.
+  // Until then the server cannot wake this process. Written by any thread that waits.
   std::atomic<std::int64_t> refused_until_ns_{0};
 
   // In a child of a fork, threads of the parent may seem to wait: this is then never destroyed.

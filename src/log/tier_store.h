@@ -1,5 +1,5 @@
-// What a tier keeps of a log in a server that is cheaper to ask: memcached or Redis. The protocol
-// is that of log/tiered_log.h, which is the only user.
+// The store of a tier: a server that is cheaper to ask than the log, memcached or Redis. The
+// protocol is that of log/tiered_log.h, which is the only user. A store keeps:
 //
 //   the head record   replaced by compare-and-swap only
 //   the poll lease    the process that adds it polls the log, no other does

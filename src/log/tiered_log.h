@@ -1,6 +1,6 @@
 // A cheaper store in front of a log, the tier, for fleets: followers read new updates from it, and
 // one of them polls the log every few seconds for all. Reasons, and what was rejected:
-// docs/decisions/memcached-tier.md. What the tier keeps: log/tier_store.h.
+// docs/decisions/memcached-tier.md. log/tier_store.h lists what the tier keeps.
 //
 // The prefix of what it keeps, whycache2:UUID:STORE:, differs for a copy of the log: the copy has
 // the same uuid, and its first own update continues the same history.
@@ -167,7 +167,7 @@ class TieredLog final : public Log {
   // Requests are made by the thread that holds mutex_.
   const std::unique_ptr<TierStore> tier_;
 
-  // Held during requests to the tier, each of which takes options_.timeout at most.
+  // Held during requests to the tier. Each takes options_.timeout at most; publish() may make many.
   TimedMutex mutex_;
   HeadTracker tracker_ WHYCACHE_GUARDED_BY(mutex_);
   // The poll lease that poll_tier() got. The next poll of the log takes it.

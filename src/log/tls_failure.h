@@ -1,5 +1,5 @@
-// What TLS libraries say about a connection that they refuse. They, and the libraries of databases
-// above them, report it in words only, and each in its own.
+// The meaning of a failed TLS connection. TLS libraries, and the libraries of databases above them,
+// report the reason in words only, and each in its own.
 #pragma once
 
 #include <string>

@@ -71,10 +71,10 @@ struct StatePosition {
   friend bool operator==(const StatePosition&, const StatePosition&) = default;
 };
 
-// What a State belongs to, if that decides about its reads: State::get_for_owner().
+// The object that a State belongs to, if it decides about reads: State::get_for_owner().
 class StateOwner {
  public:
-  // A read is about to take the slow path. What this throws, the read throws.
+  // A read is about to take the slow path. It throws what this throws.
   virtual void before_slow_read() = 0;
   // A read has found the state damaged, and throws Error(corrupt).
   virtual void note_damage() noexcept = 0;
@@ -83,7 +83,7 @@ class StateOwner {
   ~StateOwner() = default;
 };
 
-// Whom a read asks before it takes the slow path.
+// Whether a read asks its owner before it takes the slow path.
 enum class Asks : std::uint8_t { nobody, owner };
 
 // Whether State::install() replaces a current state that has applied more of the same log than the

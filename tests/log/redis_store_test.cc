@@ -1,6 +1,6 @@
 // Redis as the store of a tier: what it keeps, how it wakes waiters, and every way in which a
-// server may refuse, lie, forget or go away. What it promises together with a log is tested with
-// that of memcached, in client/tier_fault_test.cc.
+// server may refuse, lie, forget or go away. Its promises together with a log are tested with
+// those of memcached, in client/tier_fault_test.cc.
 #include "log/redis_store.h"
 
 #include <gtest/gtest.h>

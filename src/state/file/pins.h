@@ -31,7 +31,7 @@ struct PinNode {
   UpdateId id = 0;
   PinNode* previous = nullptr;
   PinNode* next = nullptr;
-  // What reads of the view load first. The owner stores it (release), reads acquire it. In a forked
+  // Reads of the view load it first. The owner stores it (release), reads acquire it. In a forked
   // child, Pins replaces it with one that sends each read to its slow path, which fails there.
   std::atomic<const DirectoryCache*> directory_cache{nullptr};
 };

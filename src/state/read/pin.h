@@ -58,7 +58,7 @@ class Pin {
   static FindFunction find_avx2;
   static FindFunction* select_find();
   struct ViewValue;
-  // What a read loads first. In a forked child, it matches no directory: slow_find() decides.
+  // Reads load it first. In a forked child, it matches no directory: slow_find() decides.
   [[gnu::always_inline]] const DirectoryCache& directory_cache() const {
     return *node_.directory_cache.load(std::memory_order_acquire);
   }
