@@ -6,9 +6,6 @@
 #include <condition_variable>
 #include <mutex>
 #include <new>
-#include <utility>
-
-#include "base/clock.h"
 
 #if defined(__clang__)
 #define WHYCACHE_THREAD_ANNOTATION(attribute) __attribute__((attribute))
@@ -67,42 +64,6 @@ class WHYCACHE_THREAD_ANNOTATION(scoped_lockable) MutexLock {
 
  private:
   std::unique_lock<std::mutex> lock_;
-};
-
-// A mutex for calls that may take long: a waiter gives up at its deadline. Not a std::timed_mutex,
-// whose waits not all thread sanitizers know, and which no request to stop can end.
-class WHYCACHE_THREAD_ANNOTATION(capability("mutex")) TimedMutex {
- public:
-  void lock() WHYCACHE_ACQUIRE() {
-    std::unique_lock lock(mutex_);
-    while (is_locked_) released_.wait(lock);
-    is_locked_ = true;
-  }
-  bool try_lock() WHYCACHE_TRY_ACQUIRE(true) {
-    const std::lock_guard lock(mutex_);
-    return !std::exchange(is_locked_, true);
-  }
-  // Returns false if the deadline passes first.
-  bool try_lock_until(const Deadline& deadline) WHYCACHE_TRY_ACQUIRE(true) {
-    std::unique_lock lock(mutex_);
-    if (!deadline.wait(lock, released_, [&] { return !is_locked_; })) return false;
-    is_locked_ = true;
-    return true;
-  }
-  void unlock() WHYCACHE_RELEASE() {
-    {
-      const std::lock_guard lock(mutex_);
-      is_locked_ = false;
-    }
-    released_.notify_one();
-  }
-  // For a forked child, which may then only destroy it.
-  void forget_waiters_of_parent() noexcept { whycache::forget_waiters_of_parent(released_); }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable released_;
-  bool is_locked_ = false;
 };
 
 }  // namespace whycache

@@ -17,7 +17,7 @@
 #include <whycache/log.h>
 
 #include "base/background_call.h"
-#include "base/mutex.h"
+#include "base/timed_mutex.h"
 #include "log/open_log.h"
 
 namespace whycache {

@@ -11,7 +11,7 @@
 #include <whycache/error.h>
 #include <whycache/types.h>
 
-#include "base/mutex.h"
+#include "base/timed_mutex.h"
 #include "update/update.h"
 
 namespace whycache {

@@ -467,7 +467,6 @@ MysqlLog::~MysqlLog() {
   // Attempts that have finished would close connections of the parent.
   if (pending_connection_) pending_connection_->leak_result();
   if (pending_replica_connection_) pending_replica_connection_->leak_result();
-  mutex_.forget_waiters_of_parent();
 }
 
 void MysqlLog::release_idle_connections() noexcept {

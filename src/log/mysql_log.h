@@ -45,7 +45,7 @@
 #include <whycache/log.h>
 
 #include "base/clock.h"
-#include "base/mutex.h"
+#include "base/timed_mutex.h"
 #include "log/connection_attempt.h"
 #include "log/log_checks.h"
 #include "log/mysql_server.h"

@@ -354,8 +354,6 @@ PostgresLog::~PostgresLog() {
   if (pending_connection_) pending_connection_->leak_result();
   if (pending_replica_connection_) pending_replica_connection_->leak_result();
   if (pending_listener_) pending_listener_->leak_result();
-  mutex_.forget_waiters_of_parent();
-  listener_mutex_.forget_waiters_of_parent();
   forget_waiters_of_parent(waiters_changed_);
 }
 

@@ -50,6 +50,7 @@
 
 #include "base/clock.h"
 #include "base/mutex.h"
+#include "base/timed_mutex.h"
 #include "log/connection_attempt.h"
 #include "log/log_checks.h"
 #include "log/postgres_server.h"

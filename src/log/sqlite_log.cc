@@ -547,7 +547,6 @@ SqliteLog::SqliteLog(SqliteLogOptions options, IfMissing if_missing)
 SqliteLog::~SqliteLog() {
   if (fork_count() != owner_fork_count_) {
     static_cast<void>(connection_.release());  // belongs to the parent: leaked on purpose
-    mutex_.forget_waiters_of_parent();
     return;
   }
   const ForkExclusion::NoForkSection no_fork(fork_exclusion());

@@ -36,7 +36,7 @@
 
 #include <whycache/log.h>
 
-#include "base/mutex.h"
+#include "base/timed_mutex.h"
 #include "log/log_checks.h"
 #include "log/update_watch.h"
 

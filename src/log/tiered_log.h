@@ -53,6 +53,7 @@
 #include <whycache/log.h>
 
 #include "base/mutex.h"
+#include "base/timed_mutex.h"
 #include "log/head_record.h"
 #include "log/head_tracker.h"
 #include "log/tier_store.h"
