@@ -44,8 +44,8 @@ struct Extent {
   std::uint64_t base_chain = 0;
   // The greatest update id in the log; at least `base`.
   UpdateId head = 0;
-  // Where the log is stored, the same for every machine: a copy of a log has the same uuid. Updates
-  // in memcached are kept apart for each store. 0: Log::name() says where.
+  // Where the log is stored, the same for every machine: a copy of a log has the same uuid. A tier
+  // (memcached or Redis) keeps the updates of each store apart. 0: Log::name() says where.
   std::uint64_t store_id = 0;
 };
 

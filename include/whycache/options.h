@@ -198,8 +198,8 @@ struct UpdateOptions {
   // called. The first call of each process, or forked child, asks the log whatever the bound: until
   // then the process has not seen that the state is of its log.
   //
-  // nullopt: a log with memcached in front of it answers from there, a few seconds late at most
-  // (docs/logs.md). Any other log is asked itself.
+  // nullopt: a log with memcached or Redis in front of it answers from there, some seconds late
+  // at most (docs/logs.md). Any other log is asked itself.
   std::optional<std::chrono::nanoseconds> staleness_max{};
   // Polls the log until this id is applied. Throws Error(unavailable) if the deadline passes first.
   UpdateId at_least = 0;
