@@ -203,6 +203,13 @@ RedisConnection::RedisConnection(const RedisServer& server, const Deadline& dead
 
 RedisConnection::~RedisConnection() = default;
 
+void RedisConnection::abandon(std::unique_ptr<RedisConnection> connection) noexcept {
+  RedisConnection* const leaked = connection.release();
+  if (leaked == nullptr) return;
+  leaked->socket_.close();
+  leaked->stop_event_.close();
+}
+
 void RedisConnection::prepare() { reply_functions(); }
 
 void RedisConnection::connect(const ServerAddress& address, const Deadline& deadline) {

@@ -67,6 +67,9 @@ class RedisConnection {
   RedisConnection(const RedisConnection&) = delete;
   RedisConnection& operator=(const RedisConnection&) = delete;
   ~RedisConnection();
+  // For a forked child: closes the sockets, and leaks everything else, which a thread of the
+  // parent may have been changing.
+  static void abandon(std::unique_ptr<RedisConnection> connection) noexcept;
 
   // Initializes what all connections share. Call it before a thread connects, which a fork may cut
   // off.

@@ -10,6 +10,7 @@
 
 #include "base/call_limit.h"
 #include "base/fork_handlers.h"
+#include "base/hash.h"
 
 namespace whycache {
 namespace {
@@ -202,6 +203,8 @@ RedisStore::RedisStore(RedisServer server, std::chrono::milliseconds timeout)
 RedisStore::~RedisStore() {
   if (fork_count() == owner_fork_count_) return;
   static_cast<void>(waiters_.release());
+  RedisConnection::abandon(std::move(connection_));
+  RedisConnection::abandon(std::move(listener_));
   if (attempt_) attempt_->leak_result();
   if (listener_attempt_) listener_attempt_->leak_result();
 }
@@ -295,9 +298,10 @@ std::optional<TierStore::HeadAndLease> RedisStore::get_head(const std::string& p
   if (!reply || reply->items.size() != 2) return std::nullopt;
   HeadAndLease found;
   if (const std::string* const head = reply->text_at(0)) found.head = StoredHead{*head};
-  if (found.head && found.head->bytes != last_head_) {
+  const std::uint64_t head_hash = found.head ? hash64(found.head->bytes) : last_head_hash_;
+  if (head_hash != last_head_hash_) {
     if (!is_same_server()) return std::nullopt;
-    last_head_ = found.head->bytes;
+    last_head_hash_ = head_hash;
   }
   if (const std::string* const lease = reply->text_at(1)) found.poll_lease = *lease;
   return found;
@@ -514,7 +518,7 @@ bool RedisStore::listen(const std::string& prefix, UpdateId after, const Deadlin
     return !is_new;
   }
   const std::string key = keys_of(prefix, *listener_) + "updates";
-  if (pending_read_ && pending_read_->key != key) {  // the log was replaced
+  if (pending_read_ && pending_read_->key_hash != hash64(key)) {  // the log was replaced
     listener_.reset();
     pending_read_.reset();
     return true;
@@ -553,7 +557,7 @@ void RedisStore::send_read(const std::string& key, UpdateId after, const Deadlin
   const std::string_view words[] = {
       "XREAD", "COUNT", updates_per_read_max, "BLOCK", block_ms, "STREAMS", key, from};
   pending_read_ = PendingRead{.number = listener_->send(words),
-                              .key = key,
+                              .key_hash = hash64(key),
                               .ends_at_ns = boot_time_ns() + left_ms * 1'000'000};
 }
 

@@ -13,6 +13,9 @@
 // A server that does not answer is avoided for a while, as memcached is. A server that refuses
 // requests is a problem that an operator has to know: the next wait() reports it, and the log is
 // polled for a minute.
+//
+// A thread of the parent may have been changing any member during a fork. The destructor in the
+// child therefore leaks what members own, and closes the sockets.
 #pragma once
 
 #include <atomic>
@@ -66,7 +69,7 @@ class RedisStore final : public TierStore {
   // An XREAD that the server has not answered yet.
   struct PendingRead {
     std::uint64_t number = 0;
-    std::string key;
+    std::uint64_t key_hash = 0;
     std::int64_t ends_at_ns = 0;
   };
 
@@ -113,8 +116,8 @@ class RedisStore final : public TierStore {
   std::optional<RedisConnectionAttempt> attempt_;
   std::optional<Deadline> unavailable_until_;
   std::int64_t last_answer_at_ns_ = 0;
-  // The head record that get_head() returned last.
-  std::string last_head_;
+  // Hash of the head record that get_head() returned last; 0: there was none.
+  std::uint64_t last_head_hash_ = 0;
   // data_id() of `connection_`; 0: there was none yet. Written by the thread that makes requests,
   // read by the one that listens. Relaxed: an older value costs one more wait.
   std::atomic<std::uint64_t> data_id_{0};
