@@ -311,9 +311,13 @@ void check_redis(const std::string& url_text, std::chrono::milliseconds timeout,
     address = server.address.text();
     if (!server.password_file.empty())
       findings.push_back(check_secret_file("redis_password_file", server.password_file));
+    if (!server.tls_key.empty())
+      findings.push_back(check_secret_file("redis_tls_key", server.tls_key));
     std::optional<RedisConnectionAttempt> attempt;
     const std::unique_ptr<RedisConnection> connection =
         connect_redis(server, timeout, Deadline(timeout), attempt);
+    if (const std::string end = connection ? connection->certificate_end() : ""; !end.empty())
+      findings.push_back(check_certificate_end("redis certificate", end, wall_time_us()));
     // Fails as a write does: on a replica, in a cluster, without memory, without permission.
     const std::string_view words[] = {"SET", "whycache2:doctor", "", "EX", "1"};
     std::optional<RedisReply> reply;

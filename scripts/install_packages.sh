@@ -9,7 +9,7 @@ set -eu
 build="cmake ninja-build g++ pkg-config libsqlite3-dev libmariadb-dev libpq-dev libmemcached-dev
        libhiredis-dev libxxhash-dev libzstd-dev libfmt-dev libcli11-dev nlohmann-json3-dev"
 test="libgtest-dev libgmock-dev libcpp-httplib-dev python3 sqlite3 mariadb-server memcached
-       redis-server postgresql pgbouncer openssl strace util-linux btrfs-progs xfsprogs
+       redis-server postgresql pgbouncer openssl libssl-dev strace util-linux btrfs-progs xfsprogs
        python3-dev python3-venv git groff-base fish zsh"
 torture="spin gcc e2fsprogs"
 bench="libabsl-dev liblmdb-dev libtkrzw-dev libboost-dev libhiredis-dev redis-server

@@ -1,6 +1,9 @@
 #include "log/redis_connection.h"
 
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wpedantic"  // hiredis 1 has flexible arrays
 #include <hiredis/hiredis.h>
+#pragma GCC diagnostic pop
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -26,11 +29,14 @@
 
 #include "base/hash.h"
 #include "log/server_options.h"
+#include "log/tls_failure.h"
+#if WHYCACHE_WITH_REDIS_TLS
+#include "log/redis_tls.h"
+#endif
 
 namespace whycache {
 namespace {
 
-constexpr std::uint16_t default_redis_port = 6379;
 constexpr std::chrono::milliseconds connect_time_min{2'000};
 // No answer to these commands is longer.
 constexpr std::size_t reply_bytes_max = std::size_t{24} << 20;
@@ -42,6 +48,44 @@ constexpr std::size_t error_bytes_max = 200;
 RedisFailure lost(const std::string& what, int error = errno) {
   return {false, what + ": " + std::system_category().message(error)};
 }
+
+class PlainTransport final : public RedisTransport {
+ public:
+  explicit PlainTransport(int socket) : socket_(socket) {}
+
+  void send(std::string& bytes) override {
+    std::size_t sent = 0;
+    while (sent < bytes.size()) {
+      const ssize_t more =
+          ::send(socket_, bytes.data() + sent, bytes.size() - sent, MSG_NOSIGNAL | MSG_DONTWAIT);
+      if (more < 0 && errno == EINTR) continue;
+      if (more < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) break;
+      if (more < 0) throw lost("cannot send");
+      sent += static_cast<std::size_t>(more);
+    }
+    bytes.erase(0, sent);
+  }
+
+  std::size_t receive(char* to, std::size_t size) override {
+    for (;;) {
+      const ssize_t received = ::recv(socket_, to, size, MSG_DONTWAIT);
+      if (received < 0 && errno == EINTR) continue;
+      if (received < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return 0;
+      if (received < 0) throw lost("cannot receive");
+      if (received == 0) throw RedisFailure{false, "server closed the connection"};
+      return static_cast<std::size_t>(received);
+    }
+  }
+
+  bool is_alive() noexcept override {
+    char byte;
+    const ssize_t size = ::recv(socket_, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+    return size > 0 || (size < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR));
+  }
+
+ private:
+  const int socket_;
+};
 
 RedisReply to_reply(const redisReply& from) {
   RedisReply reply;
@@ -115,36 +159,6 @@ bool has_code(std::string_view error, std::string_view code) {
 
 }  // namespace
 
-RedisServer take_redis_server(Url& url) {
-  RedisServer server;
-  const std::optional<std::string> where = url.take_option("redis");
-  if (!where) {
-    throw Error(ErrorKind::invalid,
-                "log url does not say where Redis is (option redis=host:port, or the path of a "
-                "socket)");
-  }
-  const std::optional<ServerAddress> address = parse_server_address(*where, default_redis_port);
-  if (!address) {
-    throw Error(ErrorKind::invalid,
-                "option redis is no address of a server (write host:port, [address]:port or "
-                "/path/of/socket)");
-  }
-  server.address = *address;
-  server.user = url.take_option("redis_user").value_or("");
-  server.password_file = url.take_option("redis_password_file").value_or("");
-  const std::string tls = url.take_option("redis_tls").value_or("");
-  if (!tls.empty() && tls != "verify" && tls != "off")
-    throw Error(ErrorKind::invalid, "option redis_tls is neither verify nor off");
-  const bool stays_here = !address->socket.empty() || is_loopback(address->host);
-  if (tls == "verify" || (tls.empty() && !stays_here)) {
-    throw Error(ErrorKind::invalid,
-                "this build of whycache has no TLS for Redis, which a server that is not on this "
-                "machine needs (install stunnel and name its socket in redis=, or write "
-                "redis_tls=off for a network that you trust)");
-  }
-  return server;
-}
-
 std::string shortened(std::string text) {
   if (text.size() > error_bytes_max) text.resize(error_bytes_max);
   std::replace_if(
@@ -166,6 +180,8 @@ bool is_redis_write_refused(std::string_view error) {
 }
 
 std::string redis_hint(std::string_view error) {
+  if (error.starts_with("TLS: "))
+    return next_step_for_tls(error, "tls-port, tls-cert-file, tls-key-file", "redis_");
   static constexpr struct {
     const char* code;
     const char* hint;
@@ -197,6 +213,7 @@ RedisConnection::RedisConnection(const RedisServer& server, const Deadline& dead
   reader_->fn = reply_functions();
   reader_->privdata = &element_count_;
   connect(server.address, deadline);
+  if (server.verifies_tls) start_tls(server, deadline);
   log_in(server, deadline);
   data_id_ = read_data_id(deadline);
 }
@@ -210,7 +227,43 @@ void RedisConnection::abandon(std::unique_ptr<RedisConnection> connection) noexc
   leaked->stop_event_.close();
 }
 
-void RedisConnection::prepare() { reply_functions(); }
+void RedisConnection::prepare([[maybe_unused]] const RedisServer& server) {
+  reply_functions();
+#if WHYCACHE_WITH_REDIS_TLS
+  if (server.verifies_tls) prepare_redis_tls();
+#endif
+}
+
+#if WHYCACHE_WITH_REDIS_TLS
+void RedisConnection::start_tls(const RedisServer& server, const Deadline& deadline) {
+  const Deadline end = deadline.at_most(
+      std::chrono::duration_cast<std::chrono::milliseconds>(deadline.time_left() / 2));
+  transport_ = make_redis_tls(server, socket_.number());
+  while (const short events = transport_->shake_hands()) {
+    if (wait_for_socket(events, end)) continue;
+    // A server without TLS waits for the rest of a command.
+    if (answers_without_tls(server.address, deadline))
+      throw RedisFailure{true, "TLS: server does not support it at this port"};
+    throw RedisFailure{false, "TLS: no answer before the deadline"};
+  }
+}
+
+// Sends nothing that is secret.
+bool RedisConnection::answers_without_tls(const ServerAddress& address, const Deadline& deadline) {
+  try {
+    connect(address, deadline);
+    const std::string_view words[] = {"PING"};
+    return await(send(words), deadline).has_value();
+  } catch (const RedisFailure&) {
+    return false;
+  }
+}
+#else
+// take_redis_server() refuses such a server.
+void RedisConnection::start_tls(const RedisServer& /*server*/, const Deadline& /*deadline*/) {
+  throw RedisFailure{true, "TLS: this build of whycache does not support it"};
+}
+#endif
 
 void RedisConnection::connect(const ServerAddress& address, const Deadline& deadline) {
   const auto try_connect = [&](int family, const sockaddr* to, socklen_t size,
@@ -234,7 +287,9 @@ void RedisConnection::connect(const ServerAddress& address, const Deadline& dead
     if (address.socket.size() >= sizeof to.sun_path)
       throw RedisFailure{false, "path of the socket is too long"};
     std::memcpy(to.sun_path, address.socket.data(), address.socket.size());
-    return try_connect(AF_UNIX, reinterpret_cast<const sockaddr*>(&to), sizeof to, deadline);
+    try_connect(AF_UNIX, reinterpret_cast<const sockaddr*>(&to), sizeof to, deadline);
+    transport_ = std::make_unique<PlainTransport>(socket_.number());
+    return;
   }
 
   const auto resolve = [&](int flags) {
@@ -268,6 +323,7 @@ void RedisConnection::connect(const ServerAddress& address, const Deadline& dead
   const int on = 1;
   ::setsockopt(socket_.number(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
   ::setsockopt(socket_.number(), SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+  transport_ = std::make_unique<PlainTransport>(socket_.number());
 }
 
 RedisReply RedisConnection::run(std::span<const std::string_view> words, const Deadline& deadline) {
@@ -310,12 +366,6 @@ std::uint64_t RedisConnection::read_data_id(const Deadline& deadline) {
   return hash64(run_id + ' ' + history);
 }
 
-bool RedisConnection::is_alive() noexcept {
-  char byte;
-  const ssize_t size = ::recv(socket_.number(), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
-  return size > 0 || (size < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR));
-}
-
 std::uint64_t RedisConnection::send(std::span<const std::string_view> words) {
   std::vector<const char*> texts;
   std::vector<std::size_t> sizes;
@@ -335,7 +385,7 @@ std::uint64_t RedisConnection::send(std::span<const std::string_view> words) {
 
 std::optional<RedisReply> RedisConnection::await(std::uint64_t number, const Deadline& deadline) {
   for (bool has_received = false;; has_received = true) {
-    send_queued();
+    transport_->send(queued_);
     while (std::optional<RedisReply> reply = next_reply()) {
       const std::uint64_t answered = ++answered_count_;
       waits_since_ns_ = answered_count_ == sent_count_ ? 0 : boot_time_ns();
@@ -343,8 +393,9 @@ std::optional<RedisReply> RedisConnection::await(std::uint64_t number, const Dea
     }
     // Parts of an answer may arrive all the time.
     if (has_received && deadline.passed()) return std::nullopt;
-    const short events = static_cast<short>(queued_.empty() ? POLLIN : POLLIN | POLLOUT);
-    if (!wait_for_socket(events, deadline)) return std::nullopt;
+    const bool has_sent_all = queued_.empty() && !transport_->has_unsent();
+    const short events = static_cast<short>(has_sent_all ? POLLIN : POLLIN | POLLOUT);
+    if (!transport_->has_received() && !wait_for_socket(events, deadline)) return std::nullopt;
     receive();
   }
 }
@@ -372,32 +423,16 @@ bool RedisConnection::wait_for_socket(short events, const Deadline& deadline) {
   }
 }
 
-void RedisConnection::send_queued() {
-  std::size_t sent = 0;
-  while (sent < queued_.size()) {
-    const ssize_t more = ::send(socket_.number(), queued_.data() + sent, queued_.size() - sent,
-                                MSG_NOSIGNAL | MSG_DONTWAIT);
-    if (more < 0 && errno == EINTR) continue;
-    if (more < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) break;
-    if (more < 0) throw lost("cannot send");
-    sent += static_cast<std::size_t>(more);
-  }
-  queued_.erase(0, sent);
-}
-
 void RedisConnection::receive() {
   char buffer[std::size_t{16} << 10];
   for (;;) {
-    const ssize_t size = ::recv(socket_.number(), buffer, sizeof buffer, MSG_DONTWAIT);
-    if (size < 0 && errno == EINTR) continue;
-    if (size < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return;
-    if (size < 0) throw lost("cannot receive");
-    if (size == 0) throw RedisFailure{false, "server closed the connection"};
-    unparsed_bytes_ += static_cast<std::size_t>(size);
+    const std::size_t size = transport_->receive(buffer, sizeof buffer);
+    if (size == 0) return;
+    unparsed_bytes_ += size;
     if (unparsed_bytes_ > reply_bytes_max) throw RedisFailure{false, "answer is too long"};
-    if (redisReaderFeed(reader_.get(), buffer, static_cast<std::size_t>(size)) != REDIS_OK)
+    if (redisReaderFeed(reader_.get(), buffer, size) != REDIS_OK)
       throw RedisFailure{false, std::string("answer is damaged: ") + reader_->errstr};
-    if (static_cast<std::size_t>(size) < sizeof buffer) return;
+    if (size < sizeof buffer) return;
   }
 }
 

@@ -1,5 +1,5 @@
 // A connection to a Redis or Valkey server. hiredis writes commands and parses answers; the socket
-// is ours, does not block, and raises no SIGPIPE.
+// is ours, does not block, and raises no SIGPIPE. TLS is that of hiredis_ssl.
 //
 // Answers come in the order of the commands. A caller that gives up leaves its answer behind, and
 // the next one skips it.
@@ -19,24 +19,13 @@
 
 #include "base/clock.h"
 #include "base/file.h"
-#include "base/url.h"
 #include "log/connection_attempt.h"
-#include "log/server_address.h"
+#include "log/redis_server.h"
+#include "log/redis_transport.h"
 
 struct redisReader;
 
 namespace whycache {
-
-struct RedisServer {
-  ServerAddress address;
-  std::string user;
-  // The file is read at each connect. Without one, the password is that of the environment variable
-  // WHYCACHE_REDIS_PASSWORD; empty: the server asks for none.
-  std::string password_file;
-};
-
-// Takes the options redis, redis_user, redis_password_file and redis_tls. Throws Error(invalid).
-RedisServer take_redis_server(Url& url);
 
 struct RedisReply {
   enum class Kind { nil, number, text, list, error };
@@ -53,16 +42,10 @@ struct RedisReply {
   }
 };
 
-// Why a server could not be used.
-struct RedisFailure {
-  bool is_refusal = false;  // the server has answered
-  std::string reason;
-};
-
 class RedisConnection {
  public:
-  // Connects, logs in, and asks the server who it is. Throws RedisFailure, or Error(invalid) if the
-  // file with the password cannot be used.
+  // Connects, logs in, and asks the server who it is. Throws RedisFailure, or Error(invalid) if a
+  // file that the server's options name cannot be used.
   RedisConnection(const RedisServer& server, const Deadline& deadline);
   RedisConnection(const RedisConnection&) = delete;
   RedisConnection& operator=(const RedisConnection&) = delete;
@@ -71,9 +54,9 @@ class RedisConnection {
   // parent may have been changing.
   static void abandon(std::unique_ptr<RedisConnection> connection) noexcept;
 
-  // Initializes what all connections share. Call it before a thread connects, which a fork may cut
-  // off.
-  static void prepare();
+  // Initializes what all connections to such a server share. Call it before a thread connects,
+  // which a fork may cut off.
+  static void prepare(const RedisServer& server);
 
   // Tells the data of this server from all other data, earlier data of the same server included:
   // another number after each restart, and after each failover.
@@ -82,9 +65,11 @@ class RedisConnection {
   // closing the connection. Takes two round trips. Throws RedisFailure.
   bool has_same_data(const Deadline& deadline) { return read_data_id(deadline) == data_id_; }
   // Whether the server has not closed the connection. Takes no round trip.
-  bool is_alive() noexcept;
+  bool is_alive() noexcept { return transport_->is_alive(); }
   // Since when an answer is awaited; 0: none is.
   std::int64_t waits_since_ns() const { return waits_since_ns_; }
+  // Returns when the certificate of the server expires, as RedisTransport says.
+  std::string certificate_end() const { return transport_->certificate_end(); }
 
   // Queues a command. Returns its number.
   std::uint64_t send(std::span<const std::string_view> words);
@@ -95,12 +80,13 @@ class RedisConnection {
 
  private:
   void connect(const ServerAddress& address, const Deadline& deadline);
+  void start_tls(const RedisServer& server, const Deadline& deadline);
+  bool answers_without_tls(const ServerAddress& address, const Deadline& deadline);
   RedisReply run(std::span<const std::string_view> words, const Deadline& deadline);
   void log_in(const RedisServer& server, const Deadline& deadline);
   std::uint64_t read_data_id(const Deadline& deadline);
   // Returns false if the deadline passes first.
   bool wait_for_socket(short events, const Deadline& deadline);
-  void send_queued();
   void receive();
   std::optional<RedisReply> next_reply();
 
@@ -109,6 +95,7 @@ class RedisConnection {
   };
 
   FileDescriptor socket_;
+  std::unique_ptr<RedisTransport> transport_;
   // Wakes a wait whose stop is requested.
   FileDescriptor stop_event_;
   std::unique_ptr<redisReader, FreeReader> reader_;
@@ -138,7 +125,8 @@ std::string shortened(std::string text);
 bool is_passing_redis_error(std::string_view error);
 // Whether the server still answers requests that store nothing.
 bool is_redis_write_refused(std::string_view error);
-// Returns what an operator does about an error of the server: " (redis_user= ...)"; or nothing.
+// Returns what an operator does about an error of the server, or a failure of TLS:
+// " (redis_user= ...)"; or nothing.
 std::string redis_hint(std::string_view error);
 
 }  // namespace whycache

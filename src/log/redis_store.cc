@@ -197,7 +197,7 @@ RedisStore::RedisStore(RedisServer server, std::chrono::milliseconds timeout)
       timeout_(timeout),
       owner_fork_count_(fork_count()),
       waiters_(std::make_unique<Waiters>()) {
-  RedisConnection::prepare();
+  RedisConnection::prepare(server_);
 }
 
 RedisStore::~RedisStore() {
@@ -230,8 +230,10 @@ void RedisStore::note_success(bool is_write) {
 }
 
 void RedisStore::note_refusal(const std::string& error) {
-  note_problem("Redis refuses requests: server=" + server_.address.text() + " reason=\"" +
-                   shortened(error) + '"' + redis_hint(error),
+  const std::string what =
+      error.starts_with("TLS: ") ? "cannot connect to Redis" : "Redis refuses requests";
+  note_problem(what + ": server=" + server_.address.text() + " reason=\"" + shortened(error) + '"' +
+                   redis_hint(error),
                is_redis_write_refused(error));
 }
 

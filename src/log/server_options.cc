@@ -19,19 +19,21 @@ bool is_loopback(std::string_view host) noexcept {
          host.find_first_not_of("0123456789.") == std::string_view::npos;
 }
 
-TlsOptions take_tls_options(Url& url) {
+TlsOptions take_tls_options(Url& url, const std::string& prefix) {
   TlsOptions options;
-  const std::string tls = url.take_option("tls").value_or("");
+  const std::string option = prefix + "tls";
+  const std::string tls = url.take_option(option).value_or("");
   if (!tls.empty() && tls != "verify" && tls != "off")
-    throw Error(ErrorKind::invalid, "option tls is neither verify nor off");
+    throw Error(ErrorKind::invalid, "option " + option + " is neither verify nor off");
   options.is_off = tls == "off";
-  options.ca = url.take_option("tls_ca").value_or("");
-  options.certificate = url.take_option("tls_cert").value_or("");
-  options.key = url.take_option("tls_key").value_or("");
+  options.ca = url.take_option(option + "_ca").value_or("");
+  options.certificate = url.take_option(option + "_cert").value_or("");
+  options.key = url.take_option(option + "_key").value_or("");
   const bool has_files =
       !options.ca.empty() || !options.certificate.empty() || !options.key.empty();
   if (options.is_off && has_files) {
-    throw Error(ErrorKind::invalid, "option tls=off contradicts tls_ca, tls_cert and tls_key");
+    throw Error(ErrorKind::invalid, "option " + option + "=off contradicts " + option + "_ca, " +
+                                        option + "_cert and " + option + "_key");
   }
   options.always = tls == "verify" || has_files;
   return options;

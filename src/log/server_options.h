@@ -19,8 +19,8 @@ struct TlsOptions {
   std::string certificate;
   std::string key;
 };
-// Takes them from the URL. Throws Error(invalid).
-TlsOptions take_tls_options(Url& url);
+// Takes them from the URL, with `prefix` before their names. Throws Error(invalid).
+TlsOptions take_tls_options(Url& url, const std::string& prefix = "");
 
 // Reads a file with a secret. `what` is the option that names it. Throws Error(invalid), without
 // any of the contents.

@@ -49,34 +49,38 @@ bool is_expired_certificate(std::string_view failure_reason) {
   return contains(reason, "expired") && !is_alert(reason);
 }
 
-std::string next_step_for_tls(std::string_view failure_reason, std::string_view server_options) {
+std::string next_step_for_tls(std::string_view failure_reason, std::string_view server_options,
+                              const std::string& prefix) {
   const std::string reason = in_lower_case(failure_reason);
   const auto has = [&](std::string_view words) { return contains(reason, words); };
+  const std::string ca = prefix + "tls_ca";
+  const std::string certificate_and_key = prefix + "tls_cert and " + prefix + "tls_key";
   if (is_alert(reason)) {
-    return " (the server refused the certificate of this machine: correct or renew tls_cert and "
-           "tls_key)";
+    return " (the server refused the certificate of this machine: correct or renew " +
+           certificate_and_key + ")";
   }
   if (has("expired")) return " (renew the certificate of the server)";
   if (has("not yet valid") || has("not activated"))
     return " (correct the clock of this machine, or the certificate of the server)";
-  if (has("hostname") || has("host name"))
+  if (has("hostname") || has("host name") || has("ip address mismatch"))
     return " (the url must name the server as its certificate does)";
   if (has("validation")) {
-    return " (the url must name the server as its certificate does, and tls_ca the file of the "
-           "authority that signed it)";
+    return " (the url must name the server as its certificate does, and " + ca +
+           " the file of the authority that signed it)";
   }
   if (has("required") || has("does not support"))
     return " (turn on TLS at the server: " + std::string(server_options) + ")";
   if (has("no such file") || has("permission") || has("could not") || has("does not exist") ||
       has("private key file")) {
-    return " (correct tls_ca, tls_cert and tls_key in the url, and the permissions of these files)";
+    return " (correct " + ca + ", " + certificate_and_key +
+           " in the url, and the permissions of these files)";
   }
+  const std::string name_authority =
+      " (name the file of the authority that signed the certificate of the server with " + ca;
   // OpenSSL says no more than this about an expired certificate, either.
-  if (has("verify failed")) {
-    return " (name the file of the authority that signed the certificate of the server with "
-           "tls_ca; if it is that one, the certificate has expired: renew it)";
-  }
-  return " (name the file of the authority that signed the certificate of the server with tls_ca)";
+  if (has("verify failed"))
+    return name_authority + "; if it is that one, the certificate has expired: renew it)";
+  return name_authority + ")";
 }
 
 }  // namespace whycache

@@ -15,7 +15,9 @@ bool is_tls_trust_failure(std::string_view reason);
 bool is_expired_certificate(std::string_view reason);
 
 // Returns the next step for such a failure, in parentheses. `server_options`: the options of the
-// server that turn on TLS there.
-std::string next_step_for_tls(std::string_view reason, std::string_view server_options);
+// server that turn on TLS there. `prefix`: what the options tls_ca, tls_cert and tls_key of the URL
+// begin with.
+std::string next_step_for_tls(std::string_view reason, std::string_view server_options,
+                              const std::string& prefix = "");
 
 }  // namespace whycache

@@ -694,11 +694,20 @@ TEST(RedisUrl, options_are_checked) {
   }
   expect_error(
       ErrorKind::invalid, [&] { open_log(url + "127.0.0.1&redis_tls=yes"); }, "redis_tls");
-  // Nothing is sent in plain text over a network, unless that is asked for.
   expect_error(
-      ErrorKind::invalid, [&] { open_log(url + "redis.example.org"); }, "TLS", "redis_tls=off");
-  expect_error(
-      ErrorKind::invalid, [&] { open_log(url + "127.0.0.1&redis_tls=verify"); }, "TLS");
+      ErrorKind::invalid, [&] { open_log(url + "/run/redis.sock&redis_tls=verify"); }, "TLS");
+  // Nothing is sent in plain text over a network, unless that is asked for: a build without TLS
+  // refuses.
+  for (const char* encrypted : {"redis.example.org", "127.0.0.1&redis_tls=verify"}) {
+    if (const auto error = testing::thrown_error([&] { open_log(url + encrypted); })) {
+      EXPECT_EQ(error->kind(), ErrorKind::invalid);
+      EXPECT_NE(std::string(error->what()).find("hiredis_ssl"), std::string::npos);
+      EXPECT_NE(std::string(error->what()).find("redis_tls=off"), std::string::npos);
+    } else {
+      Url parsed("memory:?redis=" + std::string(encrypted));
+      EXPECT_TRUE(take_redis_server(parsed).verifies_tls);
+    }
+  }
   EXPECT_NE(open_log(url + "redis.example.org&redis_tls=off"), nullptr);
   EXPECT_NE(open_log(url + "/run/redis.sock&redis_user=flags&redis_password_file=/run/secret"),
             nullptr);

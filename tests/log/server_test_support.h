@@ -7,8 +7,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdlib>
-#include <fstream>
 #include <functional>
 #include <optional>
 #include <stdexcept>
@@ -17,6 +15,7 @@
 
 #include "log/child.h"
 #include "log/log_helpers.h"
+#include "support/certificate_authority.h"
 #include "support/seed.h"
 #include "support/temporary_directory.h"
 #include "support/thrown_error.h"
@@ -25,6 +24,7 @@ namespace whycache {
 
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
+using testing::CertificateAuthority;
 using testing::expect_error;
 using testing::TemporaryDirectory;
 using testing::thrown_error;
@@ -75,42 +75,6 @@ inline std::string replace_all(std::string text, const std::string& what, const 
     text.replace(at, what.size(), with);
   return text;
 }
-
-// A certificate authority, and a certificate for `host` that it signed.
-class CertificateAuthority {
- public:
-  explicit CertificateAuthority(const std::string& host) {
-    openssl(
-        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 "
-        "-subj /CN=authority -keyout ca.key -out ca.pem");
-    openssl(
-        "req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=server "
-        "-keyout server.key -out server.csr");
-    std::ofstream(directory_.file("extensions")) << "subjectAltName=" << host << '\n';
-    openssl(
-        "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 "
-        "-extfile extensions -out server.pem");
-  }
-  std::string ca() const { return directory_.file("ca.pem"); }
-  std::string certificate() const { return directory_.file("server.pem"); }
-  std::string key() const { return directory_.file("server.key"); }
-  // A certificate like certificate(), whose time is over.
-  std::string expired_certificate() const {
-    openssl(
-        "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days -1 "
-        "-extfile extensions -out expired.pem");
-    return directory_.file("expired.pem");
-  }
-
- private:
-  void openssl(const std::string& words) const {
-    const std::string command =
-        "cd " + directory_.path() + " && openssl " + words + " >output 2>&1";
-    if (std::system(command.c_str()) != 0) throw std::runtime_error("openssl failed: " + words);
-  }
-
-  TemporaryDirectory directory_;
-};
 
 // Options of a cache with its own state file.
 inline Options options_for(const TemporaryDirectory& directory, const std::string& name) {

@@ -1,0 +1,123 @@
+#!/usr/bin/env python3
+"""Runs tests/log/redis_tls_test.cc where the system has no hiredis with TLS, as Debian 12.
+
+The source package of Python's `hiredis` contains the C library with hiredis_ssl. This test builds
+it, and compiles the store of Redis with the test against it: so the code is tested with hiredis 1
+as well as with the version of the system. What it has fetched and built stays in --directory.
+"""
+
+import argparse
+import concurrent.futures
+import pathlib
+import shlex
+import shutil
+import subprocess
+import sys
+import tarfile
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+SKIPPED = 77
+PACKAGE = "hiredis-2.3.2"  # contains hiredis 1.2.0
+REQUIREMENT = (
+    "hiredis==2.3.2 "
+    "--hash=sha256:733e2456b68f3f126ddaf2cd500a33b25146c3676b97ea843665717bda0c5d43"
+)
+C_SOURCES = ("alloc", "async", "hiredis", "net", "read", "sds", "sockcompat", "ssl")
+# What the store of Redis needs of the library: one unit per layer, and what has its own names.
+UNITS = {
+    "base": ["src/base/*.cc"],
+    "store": ["src/log/redis_store.cc", "src/log/redis_server.cc", "src/log/server_address.cc",
+              "src/log/server_options.cc", "src/log/tls_failure.cc"],
+    "connection": ["src/log/redis_connection.cc"],
+    "tls": ["src/log/redis_tls.cc"],
+    "support": ["tests/support/program.cc", "tests/support/redis_server.cc",
+                "tests/support/tcp_proxy.cc"],
+    "test": ["tests/log/redis_tls_test.cc"],
+}
+
+
+def run(*command):
+    words = [str(word) for word in command]
+    done = subprocess.run(words, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if done.returncode != 0:
+        sys.exit(f"{done.stdout}\nexit code {done.returncode}: {shlex.join(words)}")
+    return done.stdout
+
+
+def fetch(directory):
+    """Returns the folder of hiredis's C sources."""
+    sources = directory / PACKAGE / "vendor" / "hiredis"
+    if sources.exists():
+        return sources
+    requirements = directory / "requirements.txt"
+    requirements.write_text(REQUIREMENT + "\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary=:all:",
+         "--require-hashes", "--dest", directory, "--requirement", requirements],
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    archive = directory / f"{PACKAGE}.tar.gz"
+    if done.returncode != 0:
+        print(f"{done.stdout}\nNOT TESTED: pip cannot fetch {PACKAGE}")
+        sys.exit(SKIPPED)
+    unpacked = directory / "unpacked"
+    with tarfile.open(archive) as tar:
+        tar.extractall(unpacked)
+    (unpacked / PACKAGE).rename(directory / PACKAGE)
+    return sources
+
+
+def build(directory, sources, compiler, launcher):
+    """Returns the program."""
+    include = directory / "include"
+    include.mkdir(exist_ok=True)
+    if not (include / "hiredis").exists():
+        (include / "hiredis").symlink_to(sources)
+    commands = []
+    objects = []
+    for name in C_SOURCES:
+        objects.append(directory / f"{name}.c.o")
+        if not objects[-1].exists():
+            commands.append(["cc", "-std=gnu99", "-O1", "-c", sources / f"{name}.c",
+                             "-o", objects[-1]])
+    for name, patterns in UNITS.items():
+        unit = directory / f"{name}.cc"
+        files = sorted(path for pattern in patterns for path in ROOT.glob(pattern))
+        text = "".join(f'#include "{path}"\n' for path in files)
+        if not unit.exists() or unit.read_text() != text:
+            unit.write_text(text)
+        objects.append(directory / f"{name}.o")
+        commands.append([
+            *launcher, compiler, "-std=c++20", "-O0", "-Wall", "-Wextra", "-Wpedantic", "-Wshadow",
+            "-Werror",
+            "-DWHYCACHE_WITH_REDIS=1", "-DWHYCACHE_WITH_REDIS_TLS=1",
+            "-I", include, "-I", ROOT / "include", "-I", ROOT / "src", "-I", ROOT / "tests",
+            "-c", unit, "-o", objects[-1],
+        ])
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda command: run(*command), commands))
+    program = directory / "redis_tls_test"
+    run(compiler, *objects, "-o", program, "-lgtest", "-lgtest_main", "-lssl", "-lcrypto",
+        "-pthread")
+    return program
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--directory", type=pathlib.Path, required=True)
+    parser.add_argument("--compiler", default="c++")
+    parser.add_argument("--launcher", help="of the compiler: ccache")
+    arguments = parser.parse_args()
+    for program in ("redis-server", "openssl"):
+        if shutil.which(program) is None:
+            print(f"NOT TESTED: {program} is not installed")
+            sys.exit(SKIPPED)
+    directory = arguments.directory.resolve()
+    directory.mkdir(parents=True, exist_ok=True)
+    launcher = [arguments.launcher] if arguments.launcher else []
+    program = build(directory, fetch(directory), arguments.compiler, launcher)
+    sys.exit(subprocess.run([program, "--gtest_brief=1"]).returncode)
+
+
+if __name__ == "__main__":
+    main()
