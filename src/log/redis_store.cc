@@ -30,6 +30,9 @@ constexpr char no_head[] = "1e300";
 // The bounds of the stream.
 constexpr char stream_updates_max[] = "4096";
 constexpr char stream_bytes_max[] = "16777216";
+// A longer update is not in the stream, which pushes what it has to all that wait: the buffers for
+// thousands of clients would fill the memory of the server.
+constexpr std::size_t pushed_bytes_max = std::size_t{16} << 10;
 // A waiting thread receives so much at once, and keeps so much for get_updates().
 constexpr char updates_per_read_max[] = "16";
 constexpr std::size_t received_bytes_max = std::size_t{2} << 20;
@@ -38,12 +41,13 @@ constexpr std::size_t received_overhead_bytes = 100;
 // Stores updates, and replaces the head record.
 //
 // The stream cannot take an update before its last one. Such an update, or one that replaces
-// another, makes the script build the stream again, from what it has around the update, up to 1 MiB
-// on each side. The total in each entry is the sum of bytes up to there.
+// another, makes the script build the stream again, from what it has around the update: up to 1 MiB
+// on each side, and all that this publish() has stored already.
 constexpr char publish_script[] = R"(
-local head, stream = KEYS[1], KEYS[2]
+local head, stream, bodies = KEYS[1], KEYS[2], KEYS[3]
 local change, found, record, claimed = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local lifetime, entries_max, bytes_max = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
+local first_published = tonumber(ARGV[8])
 local kept_bytes_max = 1048576
 
 if change ~= 'none' then
@@ -55,13 +59,18 @@ local function parse(entry)
   local id = entry and tonumber(string.match(entry[1], '^(%d+)%-0$'))
   local fields = entry and entry[2]
   if not id or fields[1] ~= 'b' or fields[3] ~= 't' then return nil end
-  return {id = id, name = entry[1], body = fields[2], total = tonumber(fields[4]) or 0}
+  local apart = fields[5] == 'k' and fields[6] or ''
+  return {id = id, name = entry[1], body = fields[2], total = tonumber(fields[4]) or 0,
+          apart = apart, size = tonumber(string.match(apart, '^(%d+)')) or #fields[2]}
 end
-local function name_of(id) return string.format('%.0f-0', id) end
+local function field_of(id) return string.format('%.0f', id) end
+local function name_of(id) return field_of(id) .. '-0' end
 
 local updates = {}
-for i = 8, #ARGV, 2 do
-  table.insert(updates, {id = tonumber(ARGV[i]), name = ARGV[i] .. '-0', body = ARGV[i + 1]})
+for i = 9, #ARGV, 3 do
+  local bytes, apart = ARGV[i + 1], ARGV[i + 2]
+  table.insert(updates, {id = tonumber(ARGV[i]), name = ARGV[i] .. '-0', bytes = bytes,
+                         apart = apart, body = apart == '' and bytes or '', size = #bytes})
 end
 
 local top = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
@@ -79,8 +88,10 @@ if last and first then
   for _, update in ipairs(updates) do
     if update.id <= last.id and (update.id >= first.id or not is_full) then
       local there = parse(redis.call('XRANGE', stream, update.name, update.name)[1])
-      if not there or there.body ~= update.body then rebuild = true end
-      if there and there.body ~= update.body then keep_after = false end
+      local is_same = there and there.body == update.body and there.apart == update.apart
+      update.is_stored = is_same
+      if not is_same then rebuild = true end
+      if there and not is_same then keep_after = false end
     end
   end
 end
@@ -90,12 +101,15 @@ if rebuild and not is_foreign then
   local bytes = 0
   local next_id = math.min(last_kept, last.id)
   if #updates > 0 then next_id = math.min(next_id, updates[1].id - 1) end
-  while next_id >= first.id and bytes < kept_bytes_max do
+  while next_id >= first.id do
     local page = redis.call('XREVRANGE', stream, name_of(next_id), '-', 'COUNT', 16)
     if #page == 0 then break end
     for _, entry in ipairs(page) do
       local there = parse(entry)
-      if not there or bytes >= kept_bytes_max then next_id = 0; break end
+      if not there or bytes >= kept_bytes_max and there.id < first_published then
+        next_id = 0
+        break
+      end
       table.insert(before, there)
       bytes = bytes + #there.body
       next_id = there.id - 1
@@ -129,12 +143,20 @@ if rebuild then
   end_id, total = 0, 0
 end
 local has_added = false
+local added_apart = {}
 local function add(list)
   for _, update in ipairs(list) do
     if update.id > end_id then
-      total = total + #update.body
-      redis.call('XADD', stream, update.name, 'b', update.body, 't', string.format('%.0f', total))
+      total = total + update.size
+      local fields = {'b', update.body, 't', string.format('%.0f', total)}
+      if update.apart ~= '' then
+        table.insert(fields, 'k')
+        table.insert(fields, update.apart)
+        added_apart[field_of(update.id)] = true
+      end
+      redis.call('XADD', stream, update.name, unpack(fields))
       end_id = update.id
+      update.is_stored = true
       has_added = true
     end
   end
@@ -143,13 +165,38 @@ add(before)
 add(updates)
 add(after)
 
+if rebuild then
+  for _, field in ipairs(redis.call('HKEYS', bodies)) do
+    if not added_apart[field] then redis.call('HDEL', bodies, field) end
+  end
+end
+local has_bodies = false
+for _, update in ipairs(updates) do
+  if update.is_stored and update.apart ~= '' then
+    redis.call('HSET', bodies, field_of(update.id), update.bytes)
+    has_bodies = true
+  end
+end
+if has_bodies then redis.call('EXPIRE', bodies, lifetime) end
+
 if has_added then
-  redis.call('XTRIM', stream, 'MAXLEN', '~', entries_max)
-  while true do
-    local oldest = parse(redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1])
-    if not oldest or oldest.id == end_id then break end
-    if total - oldest.total + #oldest.body <= bytes_max then break end
-    redis.call('XDEL', stream, oldest.name)
+  local count = 1
+  local is_trimmed = false
+  while not is_trimmed do
+    local names, fields = {}, {}
+    local page = redis.call('XRANGE', stream, '-', '+', 'COUNT', count)
+    for _, entry in ipairs(page) do
+      local oldest = parse(entry)
+      is_trimmed = oldest and (oldest.id == end_id or
+          end_id - oldest.id < entries_max and total - oldest.total + oldest.size <= bytes_max)
+      if is_trimmed then break end
+      table.insert(names, entry[1])
+      if oldest and oldest.apart ~= '' then table.insert(fields, field_of(oldest.id)) end
+    end
+    if #names > 0 then redis.call('XDEL', stream, unpack(names)) end
+    if #fields > 0 then redis.call('HDEL', bodies, unpack(fields)) end
+    if #page == 0 then break end
+    count = math.min(4 * count, 64)
   end
   redis.call('EXPIRE', stream, lifetime)
 end
@@ -171,6 +218,7 @@ std::optional<UpdateId> parse_entry_id(const std::string& text) {
 struct StreamEntry {
   UpdateId id = 0;
   std::string* bytes = nullptr;
+  bool is_apart = false;  // the bytes are in the hash
 };
 
 std::optional<StreamEntry> parse_entry(RedisReply& entry) {
@@ -180,7 +228,41 @@ std::optional<StreamEntry> parse_entry(RedisReply& entry) {
   const std::string* const field = fields.text_at(0);
   const std::optional<UpdateId> id = parse_entry_id(*name);
   if (!id || field == nullptr || *field != "b" || fields.text_at(1) == nullptr) return std::nullopt;
-  return StreamEntry{*id, &fields.items[1].text};
+  const std::string* const extra = fields.text_at(4);
+  return StreamEntry{*id, &fields.items[1].text, extra != nullptr && *extra == "k"};
+}
+
+// What an entry says of an update that is not in the stream: its size and its hash.
+std::string describe_apart(std::string_view bytes) {
+  if (bytes.size() <= pushed_bytes_max || bytes.size() > tier_update_bytes_max) return {};
+  char text[40];
+  std::snprintf(text, sizeof text, "%zu-%016llx", bytes.size(),
+                static_cast<unsigned long long>(hash64(bytes)));
+  return text;
+}
+
+// Adds the arguments of publish_script, behind its keys. `change`: the record to replace; nullptr:
+// none. `first`: where publish() began.
+void add_script_arguments(std::vector<std::string>& words, const TierStore::HeadChange* change,
+                          const std::string& record, UpdateId first,
+                          std::span<const TierStore::UpdateView> updates) {
+  if (change != nullptr) {
+    words.insert(words.end(),
+                 {change->found ? "swap" : "add", change->found ? change->found->bytes : "", record,
+                  change->head > published_id_max ? no_head : std::to_string(change->head)});
+  } else {
+    words.insert(words.end(), {"none", "", "", no_head});
+  }
+  words.insert(words.end(), {std::to_string(tier_item_lifetime.count()), stream_updates_max,
+                             stream_bytes_max, std::to_string(first)});
+  for (const TierStore::UpdateView& update : updates) {
+    if (update.id > published_id_max) break;
+    words.push_back(std::to_string(update.id));
+    // Without bytes: too large.
+    words.emplace_back(update.bytes.size() <= tier_update_bytes_max ? update.bytes
+                                                                    : std::string_view());
+    words.push_back(describe_apart(update.bytes));
+  }
 }
 
 std::string keys_of(const std::string& prefix, const RedisConnection& connection) {
@@ -240,11 +322,12 @@ void RedisStore::note_refusal(const std::string& error) {
 // --- Requests. ---
 
 std::optional<RedisReply> RedisStore::request(
-    const std::string& prefix,
+    const std::string& prefix, RequestKind kind,
     const std::function<std::vector<std::string>(const std::string&)>& make_words) {
   if (!is_available()) return std::nullopt;
   const std::int64_t timeout_ns = std::chrono::nanoseconds(timeout_).count();
   const std::int64_t began_at_ns = boot_time_ns();
+  const bool is_write = kind == RequestKind::write;
   const Deadline deadline = CallLimit::deadline(timeout_);
   try {
     // A caller with a shorter limit may have left an answer behind.
@@ -261,10 +344,8 @@ std::optional<RedisReply> RedisStore::request(
       if (connection_) data_id_.store(connection_->data_id(), std::memory_order_relaxed);
     }
     std::optional<RedisReply> reply;
-    bool is_write = false;
     if (connection_) {
       const std::vector<std::string> words = make_words(keys_of(prefix, *connection_));
-      is_write = words[0] != "MGET" && words[0] != "XRANGE";
       const std::vector<std::string_view> views(words.begin(), words.end());
       reply = connection_->await(connection_->send(views), deadline);
     }
@@ -286,7 +367,7 @@ std::optional<RedisReply> RedisStore::request(
     return std::nullopt;
   } catch (const RedisFailure& failure) {
     if (failure.is_refusal) note_refusal(failure.reason);
-  } catch (const Error& error) {  // the file with the password
+  } catch (const Error& error) {  // a file that the options name
     note_problem(error.what());
   }
   mark_unavailable();
@@ -294,7 +375,7 @@ std::optional<RedisReply> RedisStore::request(
 }
 
 std::optional<TierStore::HeadAndLease> RedisStore::get_head(const std::string& prefix) {
-  std::optional<RedisReply> reply = request(prefix, [](const std::string& keys) {
+  std::optional<RedisReply> reply = request(prefix, RequestKind::read, [](const std::string& keys) {
     return std::vector<std::string>{"MGET", keys + "head", keys + "ask"};
   });
   if (!reply || reply->items.size() != 2) return std::nullopt;
@@ -339,20 +420,39 @@ std::optional<std::vector<std::optional<TierStore::StoredUpdate>>> RedisStore::g
   }
   if (has_all) return updates;
 
-  std::optional<RedisReply> reply = request(prefix, [&](const std::string& keys) {
-    return std::vector<std::string>{"XRANGE",
-                                    keys + "updates",
-                                    std::to_string(first) + "-0",
-                                    std::to_string(last) + "-0",
-                                    "COUNT",
-                                    std::to_string(last - first + 1)};
-  });
+  std::optional<RedisReply> reply =
+      request(prefix, RequestKind::read, [&](const std::string& keys) {
+        return std::vector<std::string>{"XRANGE",
+                                        keys + "updates",
+                                        std::to_string(first) + "-0",
+                                        std::to_string(last) + "-0",
+                                        "COUNT",
+                                        std::to_string(last - first + 1)};
+      });
   if (!reply) return std::nullopt;
   std::fill(updates.begin(), updates.end(), std::nullopt);
+  std::vector<UpdateId> apart;
   for (RedisReply& entry : reply->items) {
     const std::optional<StreamEntry> found = parse_entry(entry);
-    if (found && found->id >= first && found->id <= last)
+    if (!found || found->id < first || found->id > last) continue;
+    if (found->is_apart) {
+      apart.push_back(found->id);
+    } else {
       updates[found->id - first] = StoredUpdate{std::move(*found->bytes)};
+    }
+  }
+  if (apart.empty()) return updates;
+
+  reply = request(prefix, RequestKind::read, [&](const std::string& keys) {
+    std::vector<std::string> words = {"HMGET", keys + "bodies"};
+    for (const UpdateId id : apart) words.push_back(std::to_string(id));
+    return words;
+  });
+  if (!reply || reply->items.size() != apart.size()) return std::nullopt;
+  for (std::size_t i = 0; i < apart.size(); ++i) {
+    RedisReply& body = reply->items[i];
+    if (body.kind == RedisReply::Kind::text && !body.text.empty())
+      updates[apart[i] - first] = StoredUpdate{std::move(body.text)};
   }
   return updates;
 }
@@ -360,6 +460,7 @@ std::optional<std::vector<std::optional<TierStore::StoredUpdate>>> RedisStore::g
 TierStore::Published RedisStore::publish(const std::string& prefix,
                                          std::span<const UpdateView> updates,
                                          const std::optional<HeadChange>& change) {
+  const UpdateId first = updates.empty() ? published_id_max : updates.front().id;
   for (std::size_t begin = 0;;) {
     std::size_t end = begin;
     std::size_t bytes = 0;
@@ -367,31 +468,19 @@ TierStore::Published RedisStore::publish(const std::string& prefix,
       bytes += updates[end++].bytes.size();
     const bool is_last = end == updates.size();
     bool has_record = false;
-    const std::optional<RedisReply> reply = request(prefix, [&](const std::string& keys) {
-      std::vector<std::string> words = {"EVAL", publish_script, "2", keys + "head",
-                                        keys + "updates"};
-      const std::optional<std::string> record =
-          change && is_last ? change->make_record() : std::nullopt;
-      has_record = record.has_value();
-      if (record) {
-        words.insert(
-            words.end(),
-            {change->found ? "swap" : "add", change->found ? change->found->bytes : "", *record,
-             change->head > published_id_max ? no_head : std::to_string(change->head)});
-      } else {
-        words.insert(words.end(), {"none", "", "", no_head});
-      }
-      words.insert(words.end(), {std::to_string(tier_item_lifetime.count()), stream_updates_max,
-                                 stream_bytes_max});
-      for (const UpdateView& update : updates.subspan(begin, end - begin)) {
-        if (update.id > published_id_max) break;
-        words.push_back(std::to_string(update.id));
-        // Without bytes: too large.
-        words.emplace_back(update.bytes.size() <= tier_update_bytes_max ? update.bytes
-                                                                        : std::string_view());
-      }
-      return words;
-    });
+    const auto run_script = [&](const std::string& command, const std::string& script) {
+      return request(prefix, RequestKind::write, [&](const std::string& keys) {
+        const std::optional<std::string> record =
+            change && is_last ? change->make_record() : std::nullopt;
+        has_record = record.has_value();
+        std::vector<std::string> words = {command,       script,           "3",
+                                          keys + "head", keys + "updates", keys + "bodies"};
+        add_script_arguments(words, record ? &*change : nullptr, record.value_or(""), first,
+                             updates.subspan(begin, end - begin));
+        return words;
+      });
+    };
+    const std::optional<RedisReply> reply = run_script("EVAL", publish_script);
     if (!reply || reply->kind != RedisReply::Kind::number) return {};
     if (is_last && reply->number == 0) return {false, HeadResult::not_stored};
     if (is_last && has_record) return {true, HeadResult::stored};
@@ -402,12 +491,13 @@ TierStore::Published RedisStore::publish(const std::string& prefix,
 
 bool RedisStore::set_if(const std::string& prefix, const std::string& key, std::string_view bytes,
                         std::chrono::seconds duration, bool only_if_absent) {
-  const std::optional<RedisReply> reply = request(prefix, [&](const std::string& keys) {
+  const auto make_words = [&](const std::string& keys) {
     std::vector<std::string> words = {"SET", keys + key, std::string(bytes), "EX",
                                       std::to_string(duration.count())};
     if (only_if_absent) words.emplace_back("NX");
     return words;
-  });
+  };
+  const std::optional<RedisReply> reply = request(prefix, RequestKind::write, make_words);
   return reply && reply->kind == RedisReply::Kind::text;
 }
 
@@ -480,7 +570,7 @@ bool RedisStore::wait(const std::string& prefix, UpdateId after, std::chrono::na
       is_woken = listen(prefix, after, deadline);
     } catch (const RedisFailure& failure) {
       is_woken = end_failed_wait(failure, deadline);
-    } catch (const Error& error) {  // the file with the password
+    } catch (const Error& error) {  // a file that the options name
       note_problem(error.what());
     }
   }
@@ -576,6 +666,7 @@ bool RedisStore::note_received(RedisReply& reply) {
       waiters_->received.clear();
       waiters_->received_bytes = 0;
     }
+    if (found->is_apart) continue;  // get_updates() requests it
     waiters_->received_bytes += found->bytes->size() + received_overhead_bytes;
     waiters_->received[found->id] = std::move(*found->bytes);
   }

@@ -8,7 +8,8 @@
 // update wakes finds its head record.
 //
 // Waiting. One thread of the process waits in XREAD, over a connection of its own, and wakes the
-// others. The updates that it receives are kept for the next get_updates().
+// others. The updates that it receives are kept for the next get_updates(). Long ones it does not
+// receive: they are in a hash, from which get_updates() requests them.
 //
 // A server that does not answer is avoided for a while, as memcached is. A server that refuses
 // requests is a problem that an operator has to know: the next wait() reports it, and the log is
@@ -86,10 +87,11 @@ class RedisStore final : public TierStore {
     bool is_problem_of_writes WHYCACHE_GUARDED_BY(mutex) = false;
   };
 
+  enum class RequestKind { read, write };
   // Returns the answer to a command. `make_words` gets the prefix of the keys. Returns nullopt if
   // the request failed.
   std::optional<RedisReply> request(
-      const std::string& prefix,
+      const std::string& prefix, RequestKind kind,
       const std::function<std::vector<std::string>(const std::string&)>& make_words);
   bool set_if(const std::string& prefix, const std::string& key, std::string_view bytes,
               std::chrono::seconds duration, bool only_if_absent);

@@ -8,13 +8,16 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <fstream>
 #include <functional>
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <random>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <utility>
@@ -88,9 +91,15 @@ class RedisStoreTest : public ::testing::Test {
     const Update update{id, body};
     EXPECT_TRUE(store->publish(key_prefix, {&update, 1}, std::nullopt).has_updates);
   }
+  bool publish_tail(UpdateId first, const std::vector<std::string>& bodies) {
+    std::vector<Update> tail;
+    for (const std::string& body : bodies) tail.push_back({first + tail.size(), body});
+    return store->publish(key_prefix, tail, std::nullopt).has_updates;
+  }
   // "1=a 2=b": the updates that the stream has of `first`..`last`.
-  std::string updates(UpdateId first, UpdateId last) {
-    const auto found = open()->get_updates(key_prefix, first, last);
+  std::string updates(UpdateId first, UpdateId last) { return updates_by(*open(), first, last); }
+  static std::string updates_by(TierStore& by, UpdateId first, UpdateId last) {
+    const auto found = by.get_updates(key_prefix, first, last);
     if (!found) return "failed";
     std::string text;
     for (UpdateId id = first; id <= last; ++id) {
@@ -177,12 +186,91 @@ TEST_F(RedisStoreTest, update_that_is_too_large_is_marked) {
 TEST_F(RedisStoreTest, stream_is_bounded_by_bytes_and_by_updates) {
   const std::string large(400'000, 'x');
   for (UpdateId id = 1; id <= 60; ++id) ASSERT_EQ(publish(id, {large}), HeadResult::stored);
-  const std::string key = RedisClient(*server).run({"KEYS", "*updates"}).at(0);
-  EXPECT_EQ(RedisClient(*server).run({"XLEN", key}).at(0), "41");  // 16 MiB
+  RedisClient client(*server);
+  const std::string key = client.run({"KEYS", "*updates"}).at(0);
+  const std::string bodies = client.run({"KEYS", "*bodies"}).at(0);
+  EXPECT_EQ(client.run({"XLEN", key}).at(0), "41");  // 16 MiB
+  EXPECT_EQ(client.run({"HLEN", bodies}).at(0), "41");
   for (UpdateId id = 61; id <= 9'000; id += 100)
     ASSERT_EQ(publish(id, std::vector<std::string>(100, "x")), HeadResult::stored);
-  EXPECT_LE(std::stoi(RedisClient(*server).run({"XLEN", key}).at(0)), 4'300);
+  EXPECT_EQ(client.run({"XLEN", key}).at(0), "4096");
+  EXPECT_EQ(client.run({"KEYS", "*bodies"}).size(), 0U);
   EXPECT_EQ(updates(9'060, 9'070), "9060=x");
+}
+
+// What the stream has is pushed to all that wait, at once.
+TEST_F(RedisStoreTest, long_update_wakes_waiter_and_is_fetched_from_a_hash) {
+  const auto waiting = open();
+  const std::string limit(16 << 10, 'a');
+  const std::string longer(100'000, 'b');
+  const std::string longest(tier_update_bytes_max, 'c');
+  ASSERT_EQ(publish(1, {limit, longer, "d", longest}), HeadResult::stored);
+  EXPECT_TRUE(waiting->wait(key_prefix, 0, seconds(30)));
+  EXPECT_EQ(waiting->claimed_head(), 4U);
+  RedisClient client(*server);
+  const std::string key = client.run({"KEYS", "*updates"}).at(0);
+  for (const std::string& text : client.run({"XRANGE", key, "-", "+"}))
+    EXPECT_LE(text.size(), limit.size());
+  const auto found = waiting->get_updates(key_prefix, 1, 4);
+  ASSERT_TRUE(found && (*found)[0] && (*found)[1] && (*found)[2] && (*found)[3]);
+  EXPECT_EQ((*found)[0]->bytes, limit);
+  EXPECT_EQ((*found)[1]->bytes, longer);
+  EXPECT_EQ((*found)[2]->bytes, "d");
+  EXPECT_EQ((*found)[3]->bytes, longest);
+}
+
+TEST_F(RedisStoreTest, hash_keeps_only_what_the_stream_names) {
+  const auto body = [](char c) { return std::string(20'000, c); };
+  const auto fields = [&] {
+    RedisClient client(*server);
+    const std::vector<std::string> key = client.run({"KEYS", "*bodies"});
+    std::vector<std::string> found =
+        key.empty() ? std::vector<std::string>() : client.run({"HKEYS", key[0]});
+    std::sort(found.begin(), found.end());
+    return found;
+  };
+  ASSERT_EQ(publish(1, {body('a'), body('b'), "c", body('d'), body('e')}), HeadResult::stored);
+  EXPECT_EQ(fields(), (std::vector<std::string>{"1", "2", "4", "5"}));
+  publish_without_head(2, body('x'));  // the log was restored
+  EXPECT_EQ(fields(), (std::vector<std::string>{"1", "2"}));
+  EXPECT_EQ(updates(1, 9), "1=" + body('a') + " 2=" + body('x'));
+  publish_without_head(2, "short");
+  EXPECT_EQ(fields(), (std::vector<std::string>{"1"}));
+  // It may be evicted by itself. The next process that polls the log publishes again.
+  RedisClient client(*server);
+  client.run({"DEL", client.run({"KEYS", "*bodies"}).at(0)});
+  EXPECT_EQ(updates(1, 9), "2=short");
+  publish_without_head(1, body('a'));
+  EXPECT_EQ(updates(1, 9), "1=" + body('a') + " 2=short");
+}
+
+// This bounds how long the script runs.
+TEST_F(RedisStoreTest, stream_that_is_made_again_keeps_a_mebibyte_before_the_update) {
+  const std::vector<std::string> bodies(400, std::string(10'000, 'x'));
+  ASSERT_TRUE(publish_tail(1, bodies));
+  publish_without_head(402, "later");
+  publish_without_head(401, "late");
+  EXPECT_EQ(updates(401, 402), "401=late 402=later");
+  RedisClient client(*server);
+  const std::string key = client.run({"KEYS", "*updates"}).at(0);
+  EXPECT_EQ(client.run({"XLEN", key}).at(0), "107");
+  EXPECT_EQ(store->publish(key_prefix, {}, change_of(std::nullopt, 401)).head, HeadResult::stored);
+  EXPECT_EQ(client.run({"XLEN", key}).at(0), "106");
+  ASSERT_TRUE(publish_tail(402, bodies));
+  EXPECT_EQ(client.run({"XLEN", key}).at(0), "506");
+  const auto found = store->get_head(key_prefix);
+  EXPECT_EQ(store->publish(key_prefix, {}, change_of(found->head, 800)).head, HeadResult::stored);
+  EXPECT_EQ(client.run({"XLEN", key}).at(0), "105");
+}
+
+TEST_F(RedisStoreTest, long_tail_before_a_later_update_is_kept_whole) {
+  publish_without_head(1'000, "later");
+  std::vector<std::string> bodies(400, std::string(10'000, 'x'));
+  ASSERT_TRUE(publish_tail(1, bodies));
+  EXPECT_EQ(updates(1'000, 1'000), "1000=later");
+  const auto found = open()->get_updates(key_prefix, 1, 400);
+  for (UpdateId id = 1; id <= 400; ++id)
+    EXPECT_TRUE((*found)[id - 1] && (*found)[id - 1]->bytes == bodies[id - 1]) << id;
 }
 
 TEST_F(RedisStoreTest, long_tail_is_published_in_several_requests) {
@@ -387,19 +475,30 @@ TEST_F(RedisStoreTest, password_that_is_missing_or_wrong_is_reported) {
   EXPECT_TRUE(RedisStore(with_file, seconds(2)).get_head(key_prefix).has_value());
 }
 
+// "-@all", "+info" ...: what docs/logs.md gives to a user.
+std::vector<std::string> documented_permissions() {
+  const std::string text = testing::read_file(WHYCACHE_SOURCE_FOLDER "/docs/logs.md");
+  const std::size_t begin = text.find("-@all");
+  std::istringstream words(text.substr(begin, text.find("\n\n", begin) - begin));
+  return {std::istream_iterator<std::string>(words), {}};
+}
+
 TEST_F(RedisStoreTest, user_needs_only_what_the_documentation_lists) {
   testing::TemporaryDirectory directory;
   std::ofstream(directory.file("password")) << "secret\n";
-  RedisClient(*server).run({"ACL",          "SETUSER", "flags",      "on",      ">secret",
-                            "~whycache2:*", "-@all",   "+info",      "+eval",   "+get",
-                            "+mget",        "+set",    "+del",       "+expire", "+xadd",
-                            "+xdel",        "+xrange", "+xrevrange", "+xread",  "+xtrim"});
+  std::vector<std::string> rule = {"ACL", "SETUSER", "flags", "on", ">secret", "~whycache2:*"};
+  for (const std::string& permission : documented_permissions()) rule.push_back(permission);
+  RedisClient(*server).run(rule);
   RedisServer with_user = redis_at(server->address());
   with_user.user = "flags";
   with_user.password_file = directory.file("password");
   store = std::make_unique<RedisStore>(with_user, seconds(2));
   ASSERT_EQ(publish(1, {"a", "b", "c"}), HeadResult::stored);
   publish_without_head(2, "x");
+  publish_without_head(3, std::string(20'000, 'y'));
+  publish_without_head(3, "z");
+  for (UpdateId id = 4; id <= 60; ++id) publish_without_head(id, std::string(400'000, 'x'));
+  EXPECT_EQ(updates_by(*store, 20, 20), "20=" + std::string(400'000, 'x'));
   EXPECT_TRUE(store->add_poll_lease(key_prefix, "mine", seconds(10)));
   EXPECT_TRUE(store->add_fill_lease(key_prefix, 1, seconds(10)));
   EXPECT_TRUE(store->wait(key_prefix, 1, seconds(10)));

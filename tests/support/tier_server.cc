@@ -98,7 +98,11 @@ class RedisTierServer final : public TierServer {
     // The id, then the fields.
     const std::vector<std::string> found =
         client().run({"XRANGE", keys(prefix) + "updates", entry, entry});
-    return found.empty() ? std::nullopt : std::optional(found.at(2));
+    if (found.empty()) return std::nullopt;
+    if (found.size() == 5) return found.at(2);
+    const std::vector<std::string> apart =
+        client().run({"HGET", keys(prefix) + "bodies", std::to_string(id)});
+    return apart.empty() ? std::nullopt : std::optional(apart.at(0));
   }
   // Redis cannot replace an entry of a stream, nor add one before the last.
   void set_update(const std::string& prefix, UpdateId id, const std::string& bytes) override {
@@ -106,20 +110,24 @@ class RedisTierServer final : public TierServer {
     RedisClient redis(server_);
     const std::vector<std::string> found = redis.run({"XRANGE", stream, "-", "+"});
     redis.run({"DEL", stream});
-    const auto add = [&](const std::string& name, const std::string& body,
-                         const std::string& total) {
-      redis.run({"XADD", stream, name, "b", body, "t", total});
+    const auto add = [&](const std::string& name, const std::vector<std::string>& fields) {
+      std::vector<std::string> words = {"XADD", stream, name};
+      words.insert(words.end(), fields.begin(), fields.end());
+      redis.run(words);
     };
     bool is_set = false;
-    for (std::size_t i = 0; i + 4 < found.size(); i += 5) {
+    for (std::size_t i = 0; i + 4 < found.size();) {
+      const bool is_apart = i + 6 < found.size() && found[i + 5] == "k";
+      const auto begin = found.begin() + static_cast<std::ptrdiff_t>(i);
       const UpdateId entry_id = std::stoull(found[i]);
       if (entry_id >= id && !is_set) {
-        add(std::to_string(id) + "-0", bytes, found[i + 4]);
+        add(std::to_string(id) + "-0", {"b", bytes, "t", found[i + 4]});
         is_set = true;
       }
-      if (entry_id != id) add(found[i], found[i + 2], found[i + 4]);
+      if (entry_id != id) add(found[i], {begin + 1, begin + (is_apart ? 7 : 5)});
+      i += is_apart ? 7 : 5;
     }
-    if (!is_set) add(std::to_string(id) + "-0", bytes, "0");
+    if (!is_set) add(std::to_string(id) + "-0", {"b", bytes, "t", "0"});
   }
   void remove_update(const std::string& prefix, UpdateId id) override {
     client().run({"XDEL", keys(prefix) + "updates", std::to_string(id) + "-0"});
