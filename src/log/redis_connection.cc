@@ -173,6 +173,8 @@ bool is_passing_redis_error(std::string_view error) {
   return error.find("max number of clients") != std::string_view::npos;
 }
 
+bool is_missing_script(std::string_view error) { return has_code(error, "NOSCRIPT"); }
+
 bool is_redis_write_refused(std::string_view error) {
   constexpr std::string_view codes[] = {"OOM", "READONLY", "MISCONF", "NOREPLICAS"};
   return std::any_of(std::begin(codes), std::end(codes),

@@ -123,6 +123,8 @@ std::unique_ptr<RedisConnection> connect_redis(const RedisServer& server,
 std::string shortened(std::string text);
 // Whether an error of the server may pass by itself soon, so that it is not worth a report.
 bool is_passing_redis_error(std::string_view error);
+// Whether the server does not have the script that EVALSHA names.
+bool is_missing_script(std::string_view error);
 // Whether the server still answers requests that store nothing.
 bool is_redis_write_refused(std::string_view error);
 // Returns what an operator does about an error of the server, or a failure of TLS:

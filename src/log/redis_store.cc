@@ -11,6 +11,7 @@
 #include "base/call_limit.h"
 #include "base/fork_handlers.h"
 #include "base/hash.h"
+#include "base/sha1.h"
 
 namespace whycache {
 namespace {
@@ -277,6 +278,7 @@ std::string keys_of(const std::string& prefix, const RedisConnection& connection
 RedisStore::RedisStore(RedisServer server, std::chrono::milliseconds timeout)
     : server_(std::move(server)),
       timeout_(timeout),
+      script_id_(Sha1::hex(publish_script)),
       owner_fork_count_(fork_count()),
       waiters_(std::make_unique<Waiters>()) {
   RedisConnection::prepare(server_);
@@ -359,6 +361,7 @@ std::optional<RedisReply> RedisStore::request(
       note_success(is_write);
       return reply;
     }
+    if (is_missing_script(reply->text)) return reply;
     if (!is_passing_redis_error(reply->text)) note_refusal(reply->text);
     // A server that is full can still be read. A replica may become the primary: then it has other
     // keys, which the next connection finds out.
@@ -480,7 +483,9 @@ TierStore::Published RedisStore::publish(const std::string& prefix,
         return words;
       });
     };
-    const std::optional<RedisReply> reply = run_script("EVAL", publish_script);
+    std::optional<RedisReply> reply = run_script("EVALSHA", script_id_);
+    // The server has not run it yet, or has forgotten it.
+    if (reply && reply->kind == RedisReply::Kind::error) reply = run_script("EVAL", publish_script);
     if (!reply || reply->kind != RedisReply::Kind::number) return {};
     if (is_last && reply->number == 0) return {false, HeadResult::not_stored};
     if (is_last && has_record) return {true, HeadResult::stored};

@@ -89,7 +89,7 @@ class RedisStore final : public TierStore {
 
   enum class RequestKind { read, write };
   // Returns the answer to a command. `make_words` gets the prefix of the keys. Returns nullopt if
-  // the request failed.
+  // the request failed. The only error that it returns is that a script is missing.
   std::optional<RedisReply> request(
       const std::string& prefix, RequestKind kind,
       const std::function<std::vector<std::string>(const std::string&)>& make_words);
@@ -110,6 +110,7 @@ class RedisStore final : public TierStore {
 
   const RedisServer server_;
   const std::chrono::milliseconds timeout_;
+  const std::string script_id_;  // by which EVALSHA finds the script of publish()
   // fork_count() of the process that opened the connections.
   const std::uint64_t owner_fork_count_;
 

@@ -525,6 +525,23 @@ TEST_F(RedisStoreTest, replica_is_reported_and_still_read) {
   EXPECT_TRUE(reading.get_head(key_prefix).has_value());
 }
 
+// The script is longer than most updates.
+TEST_F(RedisStoreTest, script_is_sent_once) {
+  RedisClient client(*server);
+  const auto calls = [&](const std::string& command) {
+    const std::string text = client.run({"INFO", "commandstats"}).at(0);
+    const std::string name = "cmdstat_" + command + ":calls=";
+    const std::size_t at = text.find(name);
+    return at == std::string::npos ? 0 : std::stoi(text.substr(at + name.size()));
+  };
+  for (UpdateId id = 1; id <= 10; ++id) ASSERT_EQ(publish(id, {"x"}), HeadResult::stored);
+  EXPECT_EQ(calls("eval"), 1);
+  client.run({"SCRIPT", "FLUSH"});
+  ASSERT_EQ(publish(11, {"x"}), HeadResult::stored);
+  EXPECT_EQ(calls("eval"), 2);
+  EXPECT_EQ(updates(11, 11), "11=x");
+}
+
 TEST_F(RedisStoreTest, full_server_is_reported_and_still_read) {
   ASSERT_EQ(publish(1, {"a"}), HeadResult::stored);
   RedisClient(*server).run({"CONFIG", "SET", "maxmemory", "1"});
