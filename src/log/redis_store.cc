@@ -330,6 +330,13 @@ std::optional<RedisReply> RedisStore::request(
   const std::int64_t timeout_ns = std::chrono::nanoseconds(timeout_).count();
   const std::int64_t began_at_ns = boot_time_ns();
   const bool is_write = kind == RequestKind::write;
+  if (is_write && began_at_ns < read_only_until_ns_) return std::nullopt;
+  // A replica may have become the primary. Then it has other keys, which the next connection finds
+  // out.
+  if (read_only_until_ns_ != 0 && began_at_ns >= read_only_until_ns_) {
+    connection_.reset();
+    read_only_until_ns_ = 0;
+  }
   const Deadline deadline = CallLimit::deadline(timeout_);
   try {
     // A caller with a shorter limit may have left an answer behind.
@@ -363,10 +370,10 @@ std::optional<RedisReply> RedisStore::request(
     }
     if (is_missing_script(reply->text)) return reply;
     if (!is_passing_redis_error(reply->text)) note_refusal(reply->text);
-    // A server that is full can still be read. A replica may become the primary: then it has other
-    // keys, which the next connection finds out.
+    // A server that is full, and a replica, can still be read.
     if (!is_redis_write_refused(reply->text)) mark_unavailable();
-    if (reply->text.find("READONLY") != std::string::npos) connection_.reset();
+    if (reply->text.find("READONLY") != std::string::npos)
+      read_only_until_ns_ = boot_time_ns() + std::chrono::nanoseconds(redis_retry_delay).count();
     return std::nullopt;
   } catch (const RedisFailure& failure) {
     if (failure.is_refusal) note_refusal(failure.reason);

@@ -525,6 +525,29 @@ TEST_F(RedisStoreTest, replica_is_reported_and_still_read) {
   EXPECT_TRUE(reading.get_head(key_prefix).has_value());
 }
 
+TEST_F(RedisStoreTest, replica_costs_no_connection_per_request) {
+  RedisTestServer replica({"--replicaof", "127.0.0.1 " + std::to_string(server->port()),
+                           "--repl-diskless-sync-delay", "0"});
+  expect_replicating(replica);
+  RedisStore store_of_replica(redis_at(replica.address()), seconds(2));
+  RedisClient client(replica);
+  const auto connections = [&] { return std::stoi(client.info("total_connections_received")); };
+  store_of_replica.get_head(key_prefix);
+  const int before = connections();
+  const auto end = std::chrono::steady_clock::now() + seconds(1);
+  while (std::chrono::steady_clock::now() < end) {
+    EXPECT_TRUE(store_of_replica.get_head(key_prefix).has_value());
+    EXPECT_FALSE(store_of_replica.add_poll_lease(key_prefix, "mine", seconds(1)));
+    EXPECT_EQ(publish_by(store_of_replica, 1, {"a"}), HeadResult::failed);
+  }
+  EXPECT_EQ(connections(), before);
+  client.run({"REPLICAOF", "NO", "ONE"});
+  std::this_thread::sleep_for(milliseconds(2'100));
+  EXPECT_EQ(publish_by(store_of_replica, 1, {"a"}), HeadResult::stored);
+  const auto other = std::make_unique<RedisStore>(redis_at(replica.address()), seconds(2));
+  EXPECT_EQ(updates_by(*other, 1, 1), "1=a") << "under the keys of the primary that it is now";
+}
+
 // The script is longer than most updates.
 TEST_F(RedisStoreTest, script_is_sent_once) {
   RedisClient client(*server);
