@@ -191,7 +191,8 @@ bool pause_until_update(Session& session, Backoff& backoff, UpdateId applied) {
     } else {
       session.state.wait(applied, end);
     }
-  } catch (const std::exception&) {  // of the log or the state: the next attempt reports it
+  } catch (const std::exception& error) {  // of the log or the state
+    session.note_failed_wait(error);
     end.sleep(*pause);
   }
   return true;

@@ -89,14 +89,7 @@ void FollowLoop::wait_for_log(std::chrono::nanoseconds at_most, const std::stop_
   try {
     is_woken = session_.log.wait(applied_id(), at_most);
   } catch (const std::exception& error) {
-    // A log that cannot wake this process any more is polled. Any other error is one that the next
-    // poll meets, too.
-    if (!session_.log.notifies() && !has_reported_polling_) {
-      has_reported_polling_ = true;
-      session_.report(Event::Kind::polling,
-                      std::string("log is polled, since it cannot wake this process: log=") +
-                          session_.log.name() + ": " + error.what());
-    }
+    session_.note_failed_wait(error);
   }
   const PollPacer::Clock::time_point now = PollPacer::Clock::now();
   if (is_woken) {

@@ -68,7 +68,6 @@ class FollowLoop {
   std::optional<PollPacer> pacer_;  // never empty; a new one for each time as the follower
   std::optional<HeldLock> following_;
   bool has_failed_ = false;
-  bool has_reported_polling_ = false;
 };
 
 }  // namespace whycache

@@ -175,6 +175,16 @@ void Session::note_outage(const LogError& error) noexcept {
   }
 }
 
+void Session::note_failed_wait(const std::exception& error) noexcept {
+  if (log.notifies() || has_reported_polling_.exchange(true, std::memory_order_relaxed)) return;
+  try {
+    report(Event::Kind::polling, "log is polled, since it cannot wake this process: log=" +
+                                     log.name() + ": " + error.what());
+  } catch (const std::bad_alloc&) {  // a later error is reported
+    has_reported_polling_.store(false, std::memory_order_relaxed);
+  }
+}
+
 void Session::close() {
   closing_.store(true, std::memory_order_release);
   std::stop_source stop(std::nostopstate);  // allocates nothing

@@ -11,6 +11,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <optional>
 #include <stop_token>
@@ -156,6 +157,11 @@ class Session {
   // itself.
   void note_outage(const LogError& error) noexcept;
 
+  // Reports, once, that the log is polled: wait() has thrown an error, and the log says that it
+  // cannot wake this process any more. Any other error of wait() is one that the next call meets,
+  // too.
+  void note_failed_wait(const std::exception& error) noexcept;
+
   // Records that this process has read its log and found this uuid. Until then, it does not rely on
   // what other processes recorded about theirs. Later it can tell a log that was replaced from a
   // state that never belonged to this log. From now on, reads use states of this log only.
@@ -207,6 +213,7 @@ class Session {
   Outage outage_ WHYCACHE_GUARDED_BY(mutex_);                   // of the calls that are retried
   // Changed under the mutex; a success loads it without.
   std::atomic<bool> log_is_down_{false};
+  std::atomic<bool> has_reported_polling_{false};
   std::atomic<bool> has_seen_any_log_{false};
   std::atomic<bool> has_had_state_{false};
   std::atomic<bool> has_followed_{false};

@@ -93,6 +93,26 @@ TEST_F(RedisFollow, refusal_is_reported_once_and_the_log_is_polled) {
   EXPECT_EQ(events.count(Event::Kind::polling), 1);
 }
 
+// The wait for an update meets the refusal, which Redis reports once.
+TEST_F(RedisFollow, refusal_that_update_meets_is_reported) {
+  writer.set("key", "0");
+  Options options = fleet.options("reader");
+  options.on_event = events.listener();
+  Cache reader(url(), options);
+  const UpdateId head = reader.update();
+  RedisClient client(server);
+  client.run({"CONFIG", "SET", "requirepass", "secret"});
+  client.run({"CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"});
+  std::thread later([&] {
+    EXPECT_TRUE(happens_soon([&] { return events.count(Event::Kind::polling) > 0; }));
+    writer.set("key", "1");
+  });
+  EXPECT_EQ(reader.update({.at_least = head + 1, .deadline = seconds(60)}), head + 1);
+  later.join();
+  EXPECT_NE(events.messages(Event::Kind::polling).find("NOAUTH"), std::string::npos);
+  EXPECT_EQ(events.count(Event::Kind::polling), 1);
+}
+
 TEST(RedisFollowers, idle_fleet_asks_the_log_once_every_confirm_s) {
   TieredFleet fleet(TierKind::redis, seconds(1));
   TieredMachine berlin = fleet.open("berlin");
