@@ -480,13 +480,22 @@ std::optional<TieredLog::FoundHeadRecord> TieredLog::fetch_head_record() {
 // log.
 bool TieredLog::wait(UpdateId after, std::chrono::nanoseconds at_most) {
   if (!tier_->notifies()) return Log::wait(after, at_most);
+  const std::int64_t ends_at_ns =
+      boot_time_ns() + std::clamp<std::chrono::nanoseconds>(at_most, std::chrono::nanoseconds(0),
+                                                            options_.confirm_interval)
+                           .count();
+  const auto time_left = [&] {
+    return std::chrono::nanoseconds(std::max<std::int64_t>(ends_at_ns - boot_time_ns(), 0));
+  };
   std::string prefix;
   {
-    const LogCallLock lock(mutex_, call_deadline(), name());
+    // While requests of others take so long, nothing is known of updates.
+    const auto timeout = std::chrono::ceil<std::chrono::milliseconds>(time_left());
+    if (!mutex_.try_lock_until(CallLimit::deadline(timeout))) return false;
+    const LogCallLock lock(mutex_);
     prefix = item_prefix();
   }
-  return tier_->wait(prefix, after,
-                     std::min<std::chrono::nanoseconds>(at_most, options_.confirm_interval));
+  return tier_->wait(prefix, after, time_left());
 }
 
 // --- Publishing. ---

@@ -216,5 +216,24 @@ TEST_P(TieredLogTest, calls_of_the_log_do_not_wait_for_requests_of_other_threads
   EXPECT_EQ(tier.poll(1, std::nullopt, pass).extent.head, 1U) << "it knows what it appended";
 }
 
+TEST_P(TieredLogTest, wait_ends_in_time_while_another_thread_asks_a_tier_that_hangs) {
+  FileStore store;
+  const auto hanging = testing::TierServer::start_new(GetParam());
+  TierOptions options = tier_options();
+  options.timeout = milliseconds(3000);
+  TieredLog tier(store.open(), make_tier(GetParam(), hanging->address(), options.timeout), options);
+  const auto pass = [](UpdateId, std::string_view) { return true; };
+  tier.poll(1, std::nullopt, pass);
+  hanging->pause();
+  std::thread polling([&] { tier.poll(1, std::nullopt, pass); });
+  std::this_thread::sleep_for(milliseconds(200));
+
+  const auto began = std::chrono::steady_clock::now();
+  EXPECT_FALSE(tier.wait(0, milliseconds(200)));
+  EXPECT_LT(std::chrono::steady_clock::now() - began, milliseconds(1500));
+  polling.join();
+  hanging->resume();
+}
+
 }  // namespace
 }  // namespace whycache
