@@ -379,6 +379,9 @@ std::optional<RedisReply> RedisStore::request(
     if (failure.is_refusal) note_refusal(failure.reason);
   } catch (const Error& error) {  // a file that the options name
     note_problem(error.what());
+  } catch (...) {  // out of memory, perhaps while an answer was parsed
+    connection_.reset();
+    throw;
   }
   mark_unavailable();
   return std::nullopt;
@@ -584,16 +587,23 @@ bool RedisStore::wait(const std::string& prefix, UpdateId after, std::chrono::na
       is_woken = end_failed_wait(failure, deadline);
     } catch (const Error& error) {  // a file that the options name
       note_problem(error.what());
+    } catch (...) {  // out of memory, perhaps while an answer was parsed
+      drop_listener();
+      throw;
     }
   }
   throw_problem();
   return is_woken;
 }
 
-bool RedisStore::end_failed_wait(const RedisFailure& failure, const Deadline& deadline) {
-  const bool was_listening = listener_ != nullptr;
+void RedisStore::drop_listener() noexcept {
   listener_.reset();
   pending_read_.reset();
+}
+
+bool RedisStore::end_failed_wait(const RedisFailure& failure, const Deadline& deadline) {
+  const bool was_listening = listener_ != nullptr;
+  drop_listener();
   if (failure.is_refusal) {
     note_refusal(failure.reason);
     return false;
@@ -616,15 +626,13 @@ bool RedisStore::listen(const std::string& prefix, UpdateId after, const Deadlin
   // Requests may reach another server since a failover.
   const std::uint64_t data_id = data_id_.load(std::memory_order_relaxed);
   if (data_id != 0 && data_id != listener_->data_id()) {
-    listener_.reset();
-    pending_read_.reset();
+    drop_listener();
     if (is_new) deadline.sleep(deadline.remaining());
     return !is_new;
   }
   const std::string key = keys_of(prefix, *listener_) + "updates";
   if (pending_read_ && pending_read_->key_hash != hash64(key)) {  // the log was replaced
-    listener_.reset();
-    pending_read_.reset();
+    drop_listener();
     return true;
   }
   for (;;) {

@@ -106,6 +106,7 @@ class RedisStore final : public TierStore {
   bool listen(const std::string& prefix, UpdateId after, const Deadline& deadline);
   void send_read(const std::string& key, UpdateId after, const Deadline& deadline);
   bool note_received(RedisReply& reply);
+  void drop_listener() noexcept;
   bool end_failed_wait(const RedisFailure& failure, const Deadline& deadline);
 
   const RedisServer server_;

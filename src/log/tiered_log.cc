@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <deque>
 #include <limits>
+#include <new>
 #include <utility>
 
 #include "base/call_limit.h"
@@ -97,13 +98,16 @@ void TieredLog::record_extent(const Extent& extent) {
   if (!is_same_log(tracker_.known_extent(), extent)) {
     // The log was replaced, or moved to another server. Destroy the head record of the old one, so
     // that every process that still follows it polls the log, and finds out.
-    const std::optional<FoundHeadRecord> found = fetch_head_record();
-    if (found && found->record.record_id != 0) {
-      tier_->publish(
-          item_prefix(), {},
-          TierStore::HeadChange{.found = found->stored, .head = update_id_max, .make_record = [] {
-                                  return std::to_string(random_u64());
-                                }});
+    try {
+      const std::optional<FoundHeadRecord> found = fetch_head_record();
+      if (found && found->record.record_id != 0) {
+        tier_->publish(
+            item_prefix(), {},
+            TierStore::HeadChange{.found = found->stored, .head = update_id_max, .make_record = [] {
+                                    return std::to_string(random_u64());
+                                  }});
+      }
+    } catch (const std::bad_alloc&) {  // as if the tier had not answered
     }
     last_served_update_ = {};
   }
@@ -298,22 +302,30 @@ Log::Appended TieredLog::append(UpdateId id, std::string_view bytes) {
   // Not published, the update becomes visible to followers when one of them confirms.
   if (!mutex_.try_lock_until(CallLimit::deadline(options_.timeout))) return appended;
   const LogCallLock lock(mutex_);
-  record_outcomes();
-  if (const std::uint64_t store = log_->store_id();
-      store != 0 && store != tracker_.known_extent().store_id)
-    return appended;  // a replica took over, as record_outcomes() says
+  try {
+    record_outcomes();
+    publish_appended({id, bytes}, std::move(found), has_looked, began_at_ns);
+  } catch (const std::bad_alloc&) {  // the update is in the log
+  }
+  return appended;
+}
+
+// `found` is the head record before the append, if it `has_looked`.
+void TieredLog::publish_appended(const TierStore::UpdateView& update,
+                                 std::optional<FoundHeadRecord> found, bool has_looked,
+                                 std::int64_t began_at_ns) {
+  // A replica may have taken over, as record_outcomes() says.
+  const std::uint64_t store = log_->store_id();
+  if (store != 0 && store != tracker_.known_extent().store_id) return;
   if (!has_looked) {  // a newer head record could not be told from an older one
-    const TierStore::UpdateView update{id, bytes};
     tier_->publish(item_prefix(), {&update, 1}, std::nullopt);
-    return appended;
+    return;
   }
   // An append also asks the log, and it began after the record that it found was put.
-  publish({{id, bytes}}, found,
-          {.head = id,
-           .head_chain = head_chain_of(bytes),
-           .lease_id = found ? found->record.lease_id : 0},
+  const std::uint64_t lease_id = found ? found->record.lease_id : 0;
+  publish({update}, std::move(found),
+          {.head = update.id, .head_chain = head_chain_of(update.bytes), .lease_id = lease_id},
           began_at_ns);
-  return appended;
 }
 
 bool TieredLog::rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) {

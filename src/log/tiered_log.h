@@ -157,6 +157,8 @@ class TieredLog final : public Log {
   std::optional<CachedUpdate> fetch_update(UpdateId id) WHYCACHE_REQUIRES(mutex_);
   std::optional<FoundHeadRecord> fetch_head_record() WHYCACHE_REQUIRES(mutex_);
 
+  void publish_appended(const TierStore::UpdateView& update, std::optional<FoundHeadRecord> found,
+                        bool has_looked, std::int64_t began_at_ns) WHYCACHE_REQUIRES(mutex_);
   // Publishes updates that follow each other, and what the log returned to a poll that began at
   // `began_at_ns`, when `found` was the head record.
   void publish(std::vector<TierStore::UpdateView> updates, std::optional<FoundHeadRecord> found,

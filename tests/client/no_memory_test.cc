@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "client/fleet.h"
+#include "log/tiered_store.h"
 #include "support/failing_allocation.h"
 
 namespace whycache::testing {
@@ -122,6 +123,52 @@ TEST(NoMemory, failed_allocation_in_async_write_queues_nothing) {
   for (long number = 1; number < needed; number += 97) write_with_failure(number);
   for (long number = std::max(needed - 30, 1L); number <= needed; ++number)
     write_with_failure(number);
+}
+
+// The log itself has the memory that it needs.
+class UnaffectedLog final : public ForwardingLog {
+ public:
+  using ForwardingLog::ForwardingLog;
+  Appended append(UpdateId id, std::string_view bytes) override {
+    const long until_failure = std::exchange(allocations_until_failure, 0);
+    const Appended appended = target().append(id, bytes);
+    allocations_until_failure = until_failure;
+    return appended;
+  }
+};
+
+TEST(NoMemory, failed_allocation_in_a_tier_leaves_an_append_successful) {
+  for (const TierKind kind : tier_kinds()) {
+    SCOPED_TRACE(name_of(kind));
+    const auto server = TierServer::start_new(kind);
+    FileStore store;
+    const auto log = store.open();
+    TieredLog tier(std::make_shared<UnaffectedLog>(store.open()),
+                   make_tier(kind, server->address(), std::chrono::seconds(10)), TierOptions());
+    const auto pass = [](UpdateId, std::string_view) { return true; };
+    tier.poll(1, std::nullopt, pass);
+    int failed = 0;
+    int unpublished = 0;
+    for (long number = 1; number <= 1'000; ++number) {
+      const UpdateId id = log->extent().head + 1;
+      bool has_thrown = false;
+      allocations_until_failure = number;
+      try {
+        EXPECT_EQ(tier.append(id, std::string_view("an update")), Log::Appended::yes);
+      } catch (const std::bad_alloc&) {
+        has_thrown = true;
+      }
+      const bool was_reached = allocations_until_failure == 0;
+      allocations_until_failure = 0;
+      EXPECT_EQ(log->extent().head, has_thrown ? id - 1 : id) << number;
+      if (!was_reached) break;
+      failed += has_thrown;
+      unpublished += !has_thrown;
+      EXPECT_EQ(tier.poll(1, std::nullopt, pass).extent.head, log->extent().head) << number;
+    }
+    EXPECT_GE(failed, 1);
+    EXPECT_GE(unpublished, 5);
+  }
 }
 
 }  // namespace
