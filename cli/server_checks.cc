@@ -34,6 +34,7 @@
 #include <openssl/x509.h>
 #endif
 #if WHYCACHE_WITH_REDIS
+#include "log/redis_check.h"
 #include "log/redis_connection.h"
 #endif
 
@@ -298,14 +299,39 @@ void check_memcached(const std::string& url_text, std::chrono::milliseconds time
 
 #if WHYCACHE_WITH_REDIS
 
-void check_redis(const std::string& url_text, std::chrono::milliseconds timeout,
-                 std::vector<Finding>& findings) {
-  constexpr char until_then[] =
-      ": until then each machine asks the log itself, and sees updates seconds later";
+// What an operator does about a failure, without the parentheses.
+std::string next_step_for_redis(const std::string& failure) {
+  const std::string hint = redis_hint(failure);
+  return hint.empty() ? "start it, or correct redis= and redis_tls= in the url"
+                      : hint.substr(2, hint.size() - 3);
+}
+
+Finding redis_warning(const std::string& found, const std::string& next_step) {
+  return Finding::warn("redis", found,
+                       next_step +
+                           ": until then each machine asks the log itself, and sees updates "
+                           "seconds later");
+}
+
+Finding describe_redis(const std::string& address, const std::vector<RedisRefusal>& refusals) {
+  if (refusals.empty()) return Finding::ok("redis", address + " does all that is needed");
+  std::string found = address;
+  std::vector<std::string> next_steps;
+  for (const RedisRefusal& refusal : refusals) {
+    found += fmt::format("{} refuses {}: {}", &refusal == &refusals[0] ? "" : ";",
+                         fmt::join(refusal.commands, ", "), refusal.error);
+    const std::string next = next_step_for_redis(refusal.error);
+    if (std::find(next_steps.begin(), next_steps.end(), next) == next_steps.end())
+      next_steps.push_back(next);
+  }
+  return redis_warning(found, fmt::format("{}", fmt::join(next_steps, "; ")));
+}
+
+void check_redis(const std::string& url_text, const std::string& log_prefix,
+                 std::chrono::milliseconds timeout, std::vector<Finding>& findings) {
   Url url(url_text);
   std::string address;
-  std::string failure;
-  std::string hint;
+  std::string failure = "no answer before the deadline";
   try {
     const RedisServer server = take_redis_server(url);
     address = server.address.text();
@@ -313,30 +339,24 @@ void check_redis(const std::string& url_text, std::chrono::milliseconds timeout,
       findings.push_back(check_secret_file("redis_password_file", server.password_file));
     if (!server.tls_key.empty())
       findings.push_back(check_secret_file("redis_tls_key", server.tls_key));
+    const Deadline deadline(timeout);
     std::optional<RedisConnectionAttempt> attempt;
-    const std::unique_ptr<RedisConnection> connection =
-        connect_redis(server, timeout, Deadline(timeout), attempt);
-    if (const std::string end = connection ? connection->certificate_end() : ""; !end.empty())
-      findings.push_back(check_certificate_end("redis certificate", end, wall_time_us()));
-    // Fails as a write does: on a replica, in a cluster, without memory, without permission.
-    const std::string_view words[] = {"SET", "whycache2:doctor", "", "EX", "1"};
-    std::optional<RedisReply> reply;
-    if (connection) reply = connection->await(connection->send(words), Deadline(timeout));
-    if (reply && reply->kind != RedisReply::Kind::error) {
-      findings.push_back(Finding::ok("redis", address + " answers"));
+    if (const std::unique_ptr<RedisConnection> connection =
+            connect_redis(server, timeout, deadline, attempt)) {
+      if (const std::string end = connection->certificate_end(); !end.empty())
+        findings.push_back(
+            check_certificate_end("redis certificate", end, wall_time_us(), "Redis"));
+      findings.push_back(
+          describe_redis(address, find_redis_refusals(*connection, log_prefix, deadline)));
       return;
     }
-    failure = reply ? reply->text : "no answer before the deadline";
   } catch (const RedisFailure& thrown) {
     failure = thrown.reason;
   } catch (const Error& thrown) {
     failure = thrown.what();
   }
-  hint = redis_hint(failure);
-  findings.push_back(Finding::warn(
-      "redis", address + (address.empty() ? "" : ": ") + failure,
-      (hint.empty() ? "start it, or correct redis= in the url" : hint.substr(2, hint.size() - 3)) +
-          until_then));
+  findings.push_back(redis_warning(address + (address.empty() ? "" : ": ") + failure,
+                                   next_step_for_redis(failure)));
 }
 
 #endif
@@ -359,7 +379,7 @@ Finding check_secret_file(const std::string& what, const std::string& path) {
 }
 
 Finding check_certificate_end(const std::string& check, const std::string& not_after,
-                              std::int64_t now_us) {
+                              std::int64_t now_us, const std::string& server) {
   struct tm time = {};
   const char* const end = ::strptime(not_after.c_str(), "%b %d %H:%M:%S %Y", &time);
   if (end == nullptr)
@@ -371,10 +391,11 @@ Finding check_certificate_end(const std::string& check, const std::string& not_a
       check,
       left_us <= 0 ? found + ": it has expired"
                    : fmt::format("{}: {} days are left", found, left_us / day_us),
-      "renew the certificate of the server: once it has expired, no machine reaches the log");
+      "renew the certificate of the server: once it has expired, no machine reaches " + server);
 }
 
 std::vector<Finding> check_servers([[maybe_unused]] const std::string& log_url,
+                                   [[maybe_unused]] const std::string& tier_prefix,
                                    [[maybe_unused]] std::chrono::milliseconds timeout) {
   std::vector<Finding> findings;
   try {
@@ -383,7 +404,7 @@ std::vector<Finding> check_servers([[maybe_unused]] const std::string& log_url,
     if (log_url.starts_with("memcached+")) check_memcached(url, timeout, findings);
 #endif
 #if WHYCACHE_WITH_REDIS
-    if (log_url.starts_with("redis+")) check_redis(url, timeout, findings);
+    if (log_url.starts_with("redis+")) check_redis(url, tier_prefix, timeout, findings);
 #endif
 #if WHYCACHE_WITH_MYSQL
     if (url.starts_with("mysql:")) check_mysql(url, timeout, findings);

@@ -12,16 +12,18 @@
 namespace whycache::cli {
 
 // Checks whatever servers and files the URL names; waits for each server for `timeout` at most.
-// Does not throw for a URL that is wrong, which opening the log reports.
-std::vector<Finding> check_servers(const std::string& log_url, std::chrono::milliseconds timeout);
+// `tier_prefix`: what the keys of the log in a tier begin with (tiered_item_prefix()); empty if the
+// log did not answer. Does not throw for a URL that is wrong, which opening the log reports.
+std::vector<Finding> check_servers(const std::string& log_url, const std::string& tier_prefix,
+                                   std::chrono::milliseconds timeout);
 
 // Returns a warning if users other than its owner and its group can read the file, or write it.
 // `what` is the option of the URL that names it.
 Finding check_secret_file(const std::string& what, const std::string& path);
 
 // Returns a finding for the time until the certificate of a server expires, as the server states
-// it: "Dec  1 00:00:00 2026 GMT".
+// it: "Dec  1 00:00:00 2026 GMT". `server`: what is then out of reach.
 Finding check_certificate_end(const std::string& check, const std::string& not_after,
-                              std::int64_t now_us);
+                              std::int64_t now_us, const std::string& server = "the log");
 
 }  // namespace whycache::cli

@@ -23,6 +23,7 @@
 #include "cli/system_checks.h"
 #include "cli/target.h"
 #include "client/state_links.h"
+#include "log/tiered_log.h"
 #include "state/file/other_format.h"
 #include "state/inspect.h"
 #include "update/update.h"
@@ -285,8 +286,9 @@ void check_cache(const Target& target, std::vector<Finding>& findings) {
   Extent extent;
   if (names_a_log(target)) {
     findings.push_back(check_log_answers(target, log, extent));
-    const std::vector<Finding> servers = check_servers(
-        log_url(target), std::min<std::chrono::milliseconds>(target.deadline(), server_wait_max));
+    const std::vector<Finding> servers =
+        check_servers(log_url(target), log ? tiered_item_prefix(extent, log->name()) : "",
+                      std::min<std::chrono::milliseconds>(target.deadline(), server_wait_max));
     findings.insert(findings.end(), servers.begin(), servers.end());
   }
   if (!state.info) return;

@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
@@ -366,6 +367,12 @@ std::uint64_t RedisConnection::read_data_id(const Deadline& deadline) {
   if (run_id.empty() || history.empty())
     throw RedisFailure{true, "server does not say its run_id and master_replid"};
   return hash64(run_id + ' ' + history);
+}
+
+std::string RedisConnection::keys_of(const std::string& prefix) const {
+  char text[18];
+  std::snprintf(text, sizeof text, "%016llx:", static_cast<unsigned long long>(data_id_));
+  return prefix + text;
 }
 
 std::uint64_t RedisConnection::send(std::span<const std::string_view> words) {

@@ -61,6 +61,8 @@ class RedisConnection {
   // Tells the data of this server from all other data, earlier data of the same server included:
   // another number after each restart, and after each failover.
   std::uint64_t data_id() const { return data_id_; }
+  // Returns what the keys of a log begin with there.
+  std::string keys_of(const std::string& prefix) const;
   // Whether the server still has that data. It may have become a replica of another one without
   // closing the connection. Takes two round trips. Throws RedisFailure.
   bool has_same_data(const Deadline& deadline) { return read_data_id(deadline) == data_id_; }

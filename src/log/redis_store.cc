@@ -266,13 +266,6 @@ void add_script_arguments(std::vector<std::string>& words, const TierStore::Head
   }
 }
 
-std::string keys_of(const std::string& prefix, const RedisConnection& connection) {
-  char text[18];
-  std::snprintf(text, sizeof text,
-                "%016llx:", static_cast<unsigned long long>(connection.data_id()));
-  return prefix + text;
-}
-
 }  // namespace
 
 RedisStore::RedisStore(RedisServer server, std::chrono::milliseconds timeout)
@@ -354,7 +347,7 @@ std::optional<RedisReply> RedisStore::request(
     }
     std::optional<RedisReply> reply;
     if (connection_) {
-      const std::vector<std::string> words = make_words(keys_of(prefix, *connection_));
+      const std::vector<std::string> words = make_words(connection_->keys_of(prefix));
       const std::vector<std::string_view> views(words.begin(), words.end());
       reply = connection_->await(connection_->send(views), deadline);
     }
@@ -630,7 +623,7 @@ bool RedisStore::listen(const std::string& prefix, UpdateId after, const Deadlin
     if (is_new) deadline.sleep(deadline.remaining());
     return !is_new;
   }
-  const std::string key = keys_of(prefix, *listener_) + "updates";
+  const std::string key = listener_->keys_of(prefix) + "updates";
   if (pending_read_ && pending_read_->key_hash != hash64(key)) {  // the log was replaced
     drop_listener();
     return true;

@@ -167,7 +167,27 @@ class DoctorRedisTest(DoctorTestBase):
         self.assertEqual(finding["level"], "ok")
         self.assertNotIn("secret", finding["found"])
         full = servers.Redis(self, "--maxmemory", "1")
-        self.assertIn("maxmemory", self.redis_finding(full)["next"])
+        finding = self.redis_finding(full)
+        self.assertIn("refuses SET, XADD, HSET: OOM", finding["found"])
+        self.assertIn("maxmemory", finding["next"])
+
+    def test_everything_that_redis_refuses_is_named(self):
+        limited = servers.Redis(
+            self, "--user", "flags", "on", "nopass", "~whycache2:*", "+@all", "-xread", "-evalsha"
+        )
+        self.machine.ok("set", "a", "1")
+        finding = self.redis_finding(limited, "&redis_user=flags")
+        self.assertIn("refuses XREAD, EVALSHA: NOPERM", finding["found"])
+        self.assertIn("docs/logs.md", finding["next"])
+
+        foreign = servers.Redis(self)
+        url = f"redis+{self.log}?redis={foreign.socket}"
+        self.machine.ok("update", "--log", url)
+        key = next(key for key in foreign.run("KEYS", "*") if key.endswith(":head"))
+        self.assertEqual(foreign.run("SET", key.replace(":head", ":updates"), "text"), "+OK")
+        finding = self.redis_finding(foreign)
+        self.assertIn(f"refuses XRANGE {key.replace(':head', ':updates')}", finding["found"])
+        self.assertIn("delete them", finding["next"])
 
 
 class DoctorServersTest(DoctorTestBase):

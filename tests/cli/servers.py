@@ -101,6 +101,23 @@ class Redis(Server):
             *options,
         )
 
+    def run(self, *words):
+        """Sends a command, and returns its answer: a text, or a list of texts."""
+        command = [f"*{len(words)}\r\n"]
+        command += [f"${len(word.encode())}\r\n{word}\r\n" for word in words]
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(self.socket)
+            connection.sendall("".join(command).encode())
+            return self.read_answer(connection.makefile("rb"))
+
+    def read_answer(self, file):
+        line = file.readline().decode().rstrip()
+        if line.startswith("*"):
+            return [self.read_answer(file) for _ in range(int(line[1:]))]
+        if line.startswith("$"):
+            return file.read(int(line[1:]) + 2)[:-2].decode()
+        return line
+
 
 class Mariadb(Server):
     def __init__(self, test):

@@ -146,11 +146,7 @@ class RedisTierServer final : public TierServer {
   std::string keys(const std::string& prefix) const {
     RedisServer server;
     server.address = *parse_server_address(server_.address(), 0);
-    const RedisConnection connection(server, Deadline(std::chrono::seconds(20)));
-    char text[18];
-    std::snprintf(text, sizeof text,
-                  "%016llx:", static_cast<unsigned long long>(connection.data_id()));
-    return prefix + text;
+    return RedisConnection(server, Deadline(std::chrono::seconds(20))).keys_of(prefix);
   }
 
   RedisTestServer server_;
