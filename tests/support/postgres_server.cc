@@ -10,6 +10,7 @@
 #include <chrono>
 #include <filesystem>
 #include <fstream>
+#include <ios>
 #include <stdexcept>
 #include <thread>
 
@@ -89,7 +90,11 @@ fs::path data_directory_template() {
 
 // The state and the parent of a process, from /proc; {'Z', 0} if it does not exist.
 std::pair<char, pid_t> state_and_parent(pid_t pid) {
-  const std::string text = read_file("/proc/" + std::to_string(pid) + "/stat");
+  std::string text;
+  try {
+    text = read_file("/proc/" + std::to_string(pid) + "/stat");
+  } catch (const std::ios_base::failure&) {  // it ended after the file was opened
+  }
   const std::size_t end_of_name = text.rfind(')');
   if (end_of_name == std::string::npos) return {'Z', 0};
   return {text.at(end_of_name + 2), static_cast<pid_t>(std::atoi(text.c_str() + end_of_name + 4))};
