@@ -4,8 +4,8 @@
     python/make_environment.py --library build/dev --directory build/dev/python
 
 The environment is DIRECTORY/environment. Tools for building and testing come from PyPI
-(requirements.txt) and stay in DIRECTORY/tools. The extension module is compiled again only if it
-has changed.
+(requirements-build.txt, requirements.txt) and stay in DIRECTORY/tools. The extension module is
+compiled again only if it has changed.
 """
 
 import argparse
@@ -18,7 +18,8 @@ import sys
 import venv
 
 PACKAGE = pathlib.Path(__file__).resolve().parent
-REQUIREMENTS = PACKAGE / "requirements.txt"
+BUILD_REQUIREMENTS = PACKAGE / "requirements-build.txt"
+TEST_REQUIREMENTS = PACKAGE / "requirements.txt"
 
 
 def run(*command: object, **environment: str) -> None:
@@ -26,16 +27,18 @@ def run(*command: object, **environment: str) -> None:
 
 
 def make_tools(directory: pathlib.Path, *more: pathlib.Path) -> pathlib.Path:
-    """Returns the interpreter of an environment with the tools; makes it if they have changed."""
-    files = [REQUIREMENTS, *more]
+    """Returns the interpreter of an environment with the tools to build, and those in `more`. Makes
+    it again if they have changed."""
+    files = [BUILD_REQUIREMENTS, *more]
     tools = directory / "tools"
     stamp = tools / "requirements.sha256"
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files) +
                             sys.version.encode()).hexdigest()
     if not stamp.is_file() or stamp.read_text() != digest:
         venv.create(tools, clear=True, with_pip=True)
+        # A module is compiled when it is first imported. Most never are.
         run(tools / "bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-            *(word for file in files for word in ("--requirement", file)))
+            "--no-compile", *(word for file in files for word in ("--requirement", file)))
         stamp.write_text(digest)
     return tools / "bin/python"
 
@@ -73,7 +76,7 @@ def main() -> None:
     arguments = parser.parse_args()
     directory = arguments.directory.resolve()
     directory.mkdir(parents=True, exist_ok=True)
-    tools = make_tools(directory, *arguments.requirements)
+    tools = make_tools(directory, TEST_REQUIREMENTS, *arguments.requirements)
     wheel = build_wheel(tools, arguments.library.resolve(), directory)
     make_environment(tools, wheel, directory)
     print(wheel.name)
