@@ -6,7 +6,7 @@
 #                  release build, with longer histories and more commits; in parts: make test-asan,
 #                  make test-tsan, make test-release
 #   make check     format, spelling, shell scripts, the text of comments and documents, layers,
-#                  a clang build whose warnings are errors, clang-tidy
+#                  warnings of clang, which are errors, clang-tidy
 #   make format    formats every source file
 #   make bench     the benchmarks beside their rivals, in a quarter of an hour. A part of them:
 #                  ONLY=get_uniform, ITEMS=1000000, SUBJECTS=whycache,absl; BENCH=name for one
