@@ -139,7 +139,7 @@ check:
 	cmake --preset clang
 	cmake --build --preset clang --parallel $(JOBS)
 	run-clang-tidy -quiet -p build/clang -j $(JOBS) \
-	  '/build/clang/(CMakeFiles|cli|demo)/' '$(CURDIR)/(src|cli|demo|examples)/.*\.cc$$'
+	  '/build/clang/(CMakeFiles|cli|demo|examples)/' '$(CURDIR)/(src|cli|demo|examples)/.*\.cc$$'
 
 clean:
 	rm -rf build

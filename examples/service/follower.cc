@@ -10,7 +10,7 @@ namespace service {
 namespace {
 
 // How long update() may wait for a log that does not answer before it reports that.
-constexpr std::chrono::milliseconds deadline{1000};
+constexpr std::chrono::milliseconds update_deadline{1000};
 
 }  // namespace
 
@@ -39,7 +39,7 @@ void Follower::run(const std::stop_token& stop) {
 void Follower::update(const std::stop_token& stop) {
   std::string error;
   try {
-    cache_.update({.staleness_max = interval_, .deadline = deadline, .stop = stop});
+    cache_.update({.staleness_max = interval_, .deadline = update_deadline, .stop = stop});
   } catch (const whycache::Error& failure) {
     if (stop.stop_requested()) return;
     error = failure.what();

@@ -23,7 +23,7 @@ namespace {
 
 // How long the master asks the log before it starts the workers without it.
 constexpr std::chrono::milliseconds first_look{500};
-constexpr std::chrono::seconds grace{15};  // more than the longest deadline of a request
+constexpr std::chrono::seconds stop_grace{15};  // more than the longest deadline of a request
 constexpr std::size_t body_bytes_max = std::size_t{1} << 20;
 
 whycache::Options cache_options(const Settings& settings) {
@@ -113,7 +113,7 @@ void run(const Settings& settings) {
   run_workers(
       settings.workers,
       [&](int number) { run_worker(number, listener.server(), cache, metrics, settings); },
-      [&] { listener.stop(); }, grace);
+      [&] { listener.stop(); }, stop_grace);
 }
 
 }  // namespace

@@ -154,15 +154,15 @@ std::optional<whycache::UpdateId> expected_version(const httplib::Request& reque
 
 // Measures the requests of a server.
 void measure(httplib::Server& server, Metrics& metrics) {
-  using Clock = std::chrono::steady_clock;
-  static thread_local std::optional<Clock::time_point> began;
+  using std::chrono::steady_clock;
+  static thread_local std::optional<steady_clock::time_point> began;
   server.set_pre_routing_handler([](const httplib::Request&, httplib::Response&) {
-    began = Clock::now();
+    began = steady_clock::now();
     return httplib::Server::HandlerResponse::Unhandled;
   });
   server.set_post_routing_handler(
       [&metrics](const httplib::Request& request, httplib::Response& response) {
-        const auto now = Clock::now();
+        const auto now = steady_clock::now();
         const auto time = now - began.value_or(now);  // none: the request could not be parsed
         began.reset();
         metrics.count_request(request.path, response.status, time);
