@@ -27,7 +27,7 @@
 
 JOBS ?= $(shell nproc)
 # Tests wait for servers and disks for much of their time.
-PARALLEL_TESTS ?= $(shell expr $$(nproc) + 1)
+PARALLEL_TESTS ?= $(shell expr $$(nproc) \* 2)
 CTEST_OPTIONS = --parallel $(PARALLEL_TESTS) --no-label-summary
 FUZZ_SECONDS ?= 60
 DIRECTORIES := $(wildcard include src cli demo examples bench tests fuzz)
