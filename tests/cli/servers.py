@@ -11,6 +11,8 @@ import subprocess
 import tempfile
 import time
 
+import support
+
 SETUP = """
 CREATE DATABASE flags;
 CREATE USER flags@'%' IDENTIFIED BY 'secret', flags@localhost IDENTIFIED BY 'secret';
@@ -199,7 +201,7 @@ class Postgres(Server):
         self.programs = programs[-1]
         self.port = free_port()
         # The user of the server cannot enter the directory of the test.
-        self.directory = tempfile.mkdtemp(prefix="server-")
+        self.directory = tempfile.mkdtemp(prefix="server-", dir=support.memory_directory())
         test.addCleanup(shutil.rmtree, self.directory, ignore_errors=True)
         self.as_user = []
         if os.geteuid() == 0:  # it refuses to run as root

@@ -33,6 +33,7 @@
 #include "histories/history.h"
 #include "histories/log_archive.h"
 #include "histories/worker.h"
+#include "support/memory_directory.h"
 #include "support/temporary_directory.h"
 
 namespace whycache::testing {
@@ -122,8 +123,7 @@ class HistoryRun {
   explicit HistoryRun(const Settings& settings)
       : settings_(settings),
         random_(settings.seed),
-        directory_(::access("/dev/shm", W_OK) == 0 ? std::filesystem::path("/dev/shm")
-                                                   : std::filesystem::temp_directory_path()),
+        directory_(memory_directory()),
         progress_(SharedProgress::open(directory_.path())),
         store_(make_faulty_store(settings.log, directory_.path(), settings.seed)),
         archive_(open_log(store_->url())) {}

@@ -6,7 +6,6 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
-#include <cstdlib>
 #include <filesystem>
 #include <iterator>
 #include <memory>
@@ -14,13 +13,14 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
-#include <system_error>
 
 #include <whycache/log.h>
 
 #include "log/file_log.h"
 #include "log/log_store.h"
 #include "log/memory_log.h"
+#include "support/memory_directory.h"
+#include "support/temporary_directory.h"
 #if WHYCACHE_WITH_SQLITE
 #include <sqlite3.h>
 
@@ -33,31 +33,10 @@
 
 namespace whycache {
 
-// A directory that is removed with this object. It is in memory if possible: a disk takes
-// milliseconds to sync, and these tests check order, not disks.
-class StoreDirectory {
+// In memory if possible: these tests check order, not disks.
+class StoreDirectory : public testing::TemporaryDirectory {
  public:
-  StoreDirectory() {
-    const std::string in_memory = "/dev/shm";
-    std::string path =
-        (::access(in_memory.c_str(), W_OK) == 0 ? in_memory
-                                                : std::filesystem::temp_directory_path().string()) +
-        "/whycache_log_XXXXXX";
-    if (::mkdtemp(path.data()) == nullptr)
-      throw std::runtime_error("cannot make a directory for a test");
-    path_ = path;
-  }
-  StoreDirectory(const StoreDirectory&) = delete;
-  StoreDirectory& operator=(const StoreDirectory&) = delete;
-  ~StoreDirectory() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-
-  std::string file(const std::string& name) const { return path_ + '/' + name; }
-
- private:
-  std::string path_;
+  StoreDirectory() : TemporaryDirectory(testing::memory_directory()) {}
 };
 
 class MemoryStore final : public LogStore {

@@ -15,17 +15,13 @@
 #include <stdexcept>
 #include <thread>
 
+#include "support/memory_directory.h"
 #include "support/program.h"
 
 namespace whycache::testing {
 namespace {
 
 namespace fs = std::filesystem;
-
-// In memory if possible: these tests check order, not disks.
-fs::path parent_directory() {
-  return ::access("/dev/shm", W_OK) == 0 ? fs::path("/dev/shm") : fs::temp_directory_path();
-}
 
 std::vector<std::string> with_user(std::vector<std::string> words) {
   if (::geteuid() == 0) words.push_back("--user=root");
@@ -70,7 +66,7 @@ MariadbServer& MariadbServer::shared() {
 MariadbServer::MariadbServer(std::vector<std::string> options, const std::string& data,
                              const std::string& parent)
     : options_(std::move(options)),
-      directory_(parent.empty() ? parent_directory() : fs::path(parent)),
+      directory_(parent.empty() ? memory_directory() : fs::path(parent)),
       owner_pid_(::getpid()) {
   fs::copy(data.empty() ? data_template() : fs::path(data), directory_.file("data"),
            fs::copy_options::recursive);

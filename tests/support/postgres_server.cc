@@ -14,17 +14,13 @@
 #include <stdexcept>
 #include <thread>
 
+#include "support/memory_directory.h"
 #include "support/program.h"
 
 namespace whycache::testing {
 namespace {
 
 namespace fs = std::filesystem;
-
-// In memory if possible: these tests check order, not disks.
-fs::path memory_directory() {
-  return ::access("/dev/shm", W_OK) == 0 ? fs::path("/dev/shm") : fs::temp_directory_path();
-}
 
 // Returns the directory of the programs of the newest installed version, or "".
 std::string program_directory() {
