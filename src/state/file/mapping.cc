@@ -110,9 +110,19 @@ Mapping::~Mapping() {
   for (const DirectoryCache* cache = directory_caches_; cache != nullptr;)
     delete std::exchange(cache, cache->next);
   // In a child that did not inherit the mapping, something else may have its address.
-  if (base_ != nullptr && belongs_to_this_process()) ::munmap(base_, reserved_bytes_);
+  if (base_ != nullptr && belongs_to_this_process() && !is_unmapped())
+    ::munmap(base_ + unmapped_bytes_, reserved_bytes_ - unmapped_bytes_);
   // The application may have closed the descriptor, and opened another file with its number.
   if (!is_open_file(file_.number(), device_, inode_)) file_.release();
+}
+
+bool Mapping::unmap_front(std::uint64_t bytes) noexcept {
+  if (!belongs_to_this_process()) unmapped_bytes_ = reserved_bytes_;
+  const bool is_last = usable_bytes() <= unmapped_bytes_ + bytes;
+  const std::uint64_t end = is_last ? reserved_bytes_ : unmapped_bytes_ + bytes;
+  if (end > unmapped_bytes_) ::munmap(base_ + unmapped_bytes_, end - unmapped_bytes_);
+  unmapped_bytes_ = end;
+  return is_last;
 }
 
 Pins& Mapping::pins() const {

@@ -95,6 +95,11 @@ class Mapping {
   // The updates of this file that this process has pinned. Throws Error if the file cannot be
   // opened for it.
   Pins& pins() const;
+  // Unmaps the next `bytes`, a multiple of the page size, from the front on, or all if no byte of
+  // the file is beyond them. Returns whether everything is unmapped. The first call ends all use
+  // but this and destruction. Not for several threads at once.
+  bool unmap_front(std::uint64_t bytes) noexcept;
+  bool is_unmapped() const { return unmapped_bytes_ == reserved_bytes_; }
   // Pins::release_surplus_now(), if there are any.
   void release_surplus_pins() const noexcept;
   // A forked child does not inherit a writable mapping.
@@ -141,7 +146,8 @@ class Mapping {
   std::string path_;
   std::byte* base_ = nullptr;
   std::uint64_t reserved_bytes_ = 0;
-  bool inherited_;  // by forked children
+  std::uint64_t unmapped_bytes_ = 0;  // of the front, by unmap_front()
+  bool inherited_;                    // by forked children
   std::uint64_t fork_count_;
   mutable std::atomic<std::uint64_t> usable_bytes_{0};
   KeyHash key_hash_;

@@ -2,9 +2,11 @@
 // pages and unmap it takes longer than to apply a small update
 // (docs/decisions/keep-the-mapping.md).
 //
-// The cache keeps the mapping if the process wrote twice within 10 ms. It unmaps it when
-// - update(), a view or a write finds that the last write was 10 ms ago or earlier,
-// - the process has touched many pages through it,
+// The cache keeps the mapping if the process began a write within 10 ms of the end of the one
+// before. It unmaps it when
+// - update(), a view or a write finds that the last write was 10 ms ago or earlier. After a write
+// of
+//   many pages, each such call unmaps as much as a quarter of a millisecond allows,
 // - the file is replaced, or the cache is closed.
 // No process writes through it without the writer lock.
 #pragma once
@@ -36,7 +38,8 @@ struct WritableMapping {
   const bool can_share_blocks;
   // The process may not have as much address space as the state, or as much locked memory.
   const bool is_space_limited;
-  std::size_t touched_pages = 0;  // estimate; munmap() visits each of them
+  // Part of it has been unmapped: it can only be destroyed.
+  bool is_being_unmapped = false;
   // The ring of recent changes; null until the first update is applied.
   std::unique_ptr<ChangeRingWriter> ring;
 };
@@ -65,6 +68,7 @@ class WritableMappingCache {
   }
   // Ends disable().
   void enable() noexcept { disabled_.store(false, std::memory_order_seq_cst); }
+  // Unmaps the cached mapping, however long that takes.
   // seq_cst: acquires what put() released with the pointer; for the order with disabled_ see there.
   void unmap() noexcept {
     std::unique_ptr<WritableMapping>(cached_.exchange(nullptr, std::memory_order_seq_cst)).reset();
@@ -72,24 +76,29 @@ class WritableMappingCache {
   // Relaxed: only a hint; unmap() takes the pointer.
   void unmap_if_idle() noexcept {
     if (cached_.load(std::memory_order_relaxed) != nullptr && is_idle()) [[unlikely]]
-      unmap();
+      unmap_part();
   }
 
  private:
   bool is_idle() const noexcept;
+  [[gnu::noinline]] void unmap_part() noexcept;
 
   // Private memory: nothing remains when the process dies.
 
-  // Stored by put(), removed by take() and unmap(), always by exchange. The thread that gets the
-  // pointer owns the mapping. Its acquire pairs with the release of the exchange in put().
+  // Stored by put() and unmap_part(), removed by take(), unmap() and unmap_part(), always by
+  // exchange. The thread that gets the pointer owns the mapping. Its acquire pairs with the release
+  // of the exchange that stored it.
   std::atomic<WritableMapping*> cached_{nullptr};
   // CLOCK_BOOTTIME of the last write; 0: none. Stored by put() and take(), under the writer lock;
   // loaded by is_idle(). Relaxed: with an outdated value the mapping is unmapped too early or too
   // late, and nothing else depends on it.
   std::atomic<std::int64_t> last_write_time_ns_{0};
-  // disable() stores it, then removes the pointer. put() stores the pointer, then loads it. All
-  // four are seq_cst, so at least one of the two sees the store of the other.
+  // disable() stores it, then removes the pointer. put() and unmap_part() store the pointer, then
+  // load it. All are seq_cst, so at least one of the two sees the store of the other.
   std::atomic<bool> disabled_{false};
+  // Whether the write under way began soon after the one before. Set by take(), used by put(), both
+  // under the writer lock.
+  bool wrote_lately_ = false;
 };
 
 }  // namespace whycache

@@ -91,7 +91,6 @@ void StateWriter::apply(const Update& update) {
   failed_ = true;  // until apply() has returned
   keep_for_feeds(update);
   applied_ = true;
-  lease_.writable->touched_pages += estimate_touched_pages(update);
   applier_.apply(update);
   failed_ = false;
 }
@@ -102,15 +101,6 @@ void StateWriter::keep_for_feeds(const Update& update) {
   ring_keeper_.keep(lease_.writable->ring, options_, mapping_.descriptor(),
                     mapping_.header().fixed.state_id, applied, update.id, update.encoded,
                     !applied_);
-}
-
-// Roughly the number of pages that munmap() will have to visit.
-std::size_t StateWriter::estimate_touched_pages(const Update& update) const {
-  std::size_t pages = 2 + (update.erases_all ? info().item_count : 0) + 1 +
-                      update.encoded.size() / header_page_bytes;  // of the ring
-  for (const Change& change : update.changes)
-    pages += 4 + (change.key.size() + change.value.size()) / header_page_bytes;
-  return pages;
 }
 
 // A child does not inherit the mapping (MADV_DONTFORK).

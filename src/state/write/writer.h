@@ -55,7 +55,6 @@ class StateWriter {
   };
 
   void keep_for_feeds(const Update& update);
-  std::size_t estimate_touched_pages(const Update& update) const;
   void check_not_forked() const;
 
   HeldLock lock_;       // released last
