@@ -37,7 +37,7 @@ class Absl {
     return found->second;
   }
   std::size_t get_multi(std::span<const std::string_view> keys,
-                        std::span<std::string> values) const {
+                        std::span<std::optional<std::string>> values) const {
     return get_each(*this, keys, values);
   }
 

@@ -92,10 +92,10 @@ class BoostInterprocess {
     return copy(key, value);
   }
   std::size_t get_multi(std::span<const std::string_view> keys,
-                        std::span<std::string> values) const {
+                        std::span<std::optional<std::string>> values) const {
     const interprocess::sharable_lock lock(shared_->mutex);
     std::size_t found = 0;
-    for (std::size_t i = 0; i < keys.size(); ++i) found += copy(keys[i], values[i]) ? 1 : 0;
+    for (std::size_t i = 0; i < keys.size(); ++i) found += copy(keys[i], *values[i]) ? 1 : 0;
     return found;
   }
 

@@ -81,10 +81,10 @@ class Lmdb {
     return bytes_of(found);
   }
   std::size_t get_multi(std::span<const std::string_view> keys,
-                        std::span<std::string> values) const {
+                        std::span<std::optional<std::string>> values) const {
     const ReadTransaction reading(*this);
     std::size_t found = 0;
-    for (std::size_t i = 0; i < keys.size(); ++i) found += copy(keys[i], values[i]) ? 1 : 0;
+    for (std::size_t i = 0; i < keys.size(); ++i) found += copy(keys[i], *values[i]) ? 1 : 0;
     return found;
   }
 

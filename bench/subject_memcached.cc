@@ -58,7 +58,8 @@ class Memcached {
   }
 
   bool get(std::string_view key, std::string& value) const { return get_from(client_, key, value); }
-  std::size_t get_multi(std::span<const std::string_view> keys, std::span<std::string> values) {
+  std::size_t get_multi(std::span<const std::string_view> keys,
+                        std::span<std::optional<std::string>> values) {
     std::array<const char*, keys_per_multi_get> words = {};
     std::array<std::size_t, keys_per_multi_get> sizes = {};
     for (std::size_t i = 0; i < keys.size(); ++i) {
@@ -75,7 +76,7 @@ class Memcached {
                                  memcached_result_key_length(&result_));
       while (i < keys.size() && keys[i] != key) ++i;
       if (i == keys.size()) throw std::runtime_error("memcached: an answer to no question");
-      values[i++].assign(memcached_result_value(&result_), memcached_result_length(&result_));
+      values[i++]->assign(memcached_result_value(&result_), memcached_result_length(&result_));
       ++found;
     }
     return found;

@@ -56,7 +56,7 @@ class Redis {
     return copy(*reply, value);
   }
   std::size_t get_multi(std::span<const std::string_view> keys,
-                        std::span<std::string> values) const {
+                        std::span<std::optional<std::string>> values) const {
     std::array<const char*, keys_per_multi_get + 1> words = {"MGET"};
     std::array<std::size_t, keys_per_multi_get + 1> sizes = {4};
     for (std::size_t i = 0; i < keys.size(); ++i) {
@@ -66,7 +66,7 @@ class Redis {
     const Reply reply = command(static_cast<int>(keys.size()) + 1, words.data(), sizes.data());
     std::size_t found = 0;
     for (std::size_t i = 0; i < reply->elements; ++i)
-      found += copy(*reply->element[i], values[i]) ? 1 : 0;
+      found += copy(*reply->element[i], *values[i]) ? 1 : 0;
     return found;
   }
 

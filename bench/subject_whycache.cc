@@ -47,15 +47,8 @@ class Whycache {
     return view_->get(key);
   }
   std::size_t get_multi(std::span<const std::string_view> keys,
-                        std::span<std::string> values) const {
-    std::vector<std::optional<std::string>> found = cache_->get_multi(keys);
-    std::size_t count = 0;
-    for (std::size_t i = 0; i < found.size(); ++i) {
-      if (!found[i]) continue;
-      values[i] = std::move(*found[i]);
-      ++count;
-    }
-    return count;
+                        std::span<std::optional<std::string>> values) const {
+    return cache_->get_multi(keys, values);
   }
 
   template <typename Visit>

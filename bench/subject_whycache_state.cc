@@ -52,13 +52,8 @@ class WhycacheState {
     return view_->get(key);
   }
   std::size_t get_multi(std::span<const std::string_view> keys,
-                        std::span<std::string> values) const {
-    std::size_t found = 0;
-    state_->get_multi(keys, [&](std::size_t i, std::string_view value) {
-      values[i].assign(value);
-      ++found;
-    });
-    return found;
+                        std::span<std::optional<std::string>> values) const {
+    return state_->copy_multi(keys, values);
   }
 
   template <typename Visit>

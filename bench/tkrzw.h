@@ -45,7 +45,8 @@ class Tkrzw {
   bool get(std::string_view key, std::string& value) {
     return database_.Get(key, &value) == tkrzw::Status::SUCCESS;
   }
-  std::size_t get_multi(std::span<const std::string_view> keys, std::span<std::string> values) {
+  std::size_t get_multi(std::span<const std::string_view> keys,
+                        std::span<std::optional<std::string>> values) {
     return get_each(*this, keys, values);
   }
 

@@ -49,10 +49,11 @@ template <typename Store>
 concept CanView = requires(Store& store, std::string_view key) {
   { store.view(key) } -> std::same_as<std::optional<std::string_view>>;
 };
-// Copies into the string of each key that is present, and returns their number.
+// Copies into the string of each key that is present, and returns their number. All strings exist,
+// and their memory is reused.
 template <typename Store>
 concept CanGetMulti = requires(Store& store, std::span<const std::string_view> keys,
-                               std::span<std::string> values) {
+                               std::span<std::optional<std::string>> values) {
   { store.get_multi(keys, values) } -> std::same_as<std::size_t>;
 };
 // Calls with each key and value, or each key, in key order.
@@ -65,9 +66,9 @@ concept CanScan = requires(Store& store) {
 // For stores without a function for several keys: gets them one by one.
 template <typename Store>
 std::size_t get_each(Store& store, std::span<const std::string_view> keys,
-                     std::span<std::string> values) {
+                     std::span<std::optional<std::string>> values) {
   std::size_t found = 0;
-  for (std::size_t i = 0; i < keys.size(); ++i) found += store.get(keys[i], values[i]) ? 1 : 0;
+  for (std::size_t i = 0; i < keys.size(); ++i) found += store.get(keys[i], *values[i]) ? 1 : 0;
   return found;
 }
 
@@ -111,11 +112,13 @@ ReadChecksum run(ReadLoop loop, Store& store, std::span<const std::string_view> 
       break;
     case ReadLoop::get_multi:
       if constexpr (CanGetMulti<Store>) {
-        std::array<std::string, keys_per_multi_get> values;
+        std::array<std::optional<std::string>, keys_per_multi_get> values;
+        values.fill(std::string());
         for (std::size_t first = 0; first < keys.size(); first += keys_per_multi_get) {
           const std::size_t count = std::min(keys_per_multi_get, keys.size() - first);
-          if (store.get_multi(keys.subspan(first, count), values) != count) continue;
-          for (std::size_t i = 0; i < count; ++i) add_whole_to_checksum(seen, values[i]);
+          if (store.get_multi(keys.subspan(first, count), std::span(values).first(count)) != count)
+            continue;
+          for (std::size_t i = 0; i < count; ++i) add_whole_to_checksum(seen, *values[i]);
         }
       }
       break;

@@ -515,11 +515,18 @@ bool Cache::contains(std::string_view key) const {
 std::vector<std::optional<std::string>> Cache::get_multi(
     std::span<const std::string_view> keys) const {
   std::vector<std::optional<std::string>> values(keys.size());
-  impl().read([&](const State& state) {
-    return state.get_multi(
-        keys, [&](std::size_t i, std::string_view value) { values[i].emplace(value); });
-  });
+  get_multi(keys, values);
   return values;
+}
+
+std::size_t Cache::get_multi(std::span<const std::string_view> keys,
+                             std::span<std::optional<std::string>> values) const {
+  if (values.size() != keys.size()) {
+    throw Error(ErrorKind::invalid,
+                "a value is needed for each key: keys=" + std::to_string(keys.size()) +
+                    " values=" + std::to_string(values.size()));
+  }
+  return impl().read([&](const State& state) { return state.copy_multi(keys, values); });
 }
 
 FreshValue Cache::get_fresh(std::string_view key, const FreshOptions& options) {

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cassert>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
@@ -660,6 +661,28 @@ std::shared_ptr<const detail::Pin> State::pin() const {
   std::shared_ptr<Mapping> mapping = impl_->current_file.newest_mapping();
   if (!mapping) throw Error(ErrorKind::unavailable, "no usable state: " + unusable_reason());
   return std::make_shared<const detail::Pin>(std::move(mapping));
+}
+
+std::size_t State::copy_multi(std::span<const std::string_view> keys,
+                              std::span<std::optional<std::string>> values) const {
+  assert(values.size() == keys.size());
+  std::size_t found = 0;
+  std::size_t next = 0;  // keys before it are done
+  const auto reset_before = [&](std::size_t end) {
+    for (; next < end; ++next) values[next].reset();
+  };
+  pin()->get_many(keys, [&](std::size_t i, const LookupResult& result) {
+    reset_before(i);
+    next = i + 1;
+    ++found;
+    if (values[i]) {
+      values[i]->assign(result.value);
+    } else {
+      values[i].emplace(result.value);
+    }
+  });
+  reset_before(keys.size());
+  return found;
 }
 
 UpdateId State::get_multi(std::span<const std::string_view> keys,

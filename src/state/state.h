@@ -150,6 +150,10 @@ class State {
   // that is present, in any order.
   UpdateId get_multi(std::span<const std::string_view> keys,
                      const std::function<void(std::size_t, std::string_view)>& found) const;
+  // The same into as many values, whose memory it reuses; nullopt: the key is absent. Returns how
+  // many are present.
+  std::size_t copy_multi(std::span<const std::string_view> keys,
+                         std::span<std::optional<std::string>> values) const;
   std::shared_ptr<const detail::Pin> pin() const;
   StateInfo info() const;
   UpdateId applied_id() const;

@@ -325,17 +325,6 @@ inline LookupStatus status_behind_full_buckets(const MappedBytes& bytes, const I
   return slow_look_up(bytes, page, hash, key, id);
 }
 
-// Prefetches the entry that look_up() will most likely need.
-[[gnu::always_inline]] inline void prefetch_entry(const MappedBytes& bytes, const IndexWord* page,
-                                                  std::uint64_t hash) {
-  const Bucket home(home_bucket_in(page, hash));
-  const std::uint32_t matches = home.matches(tag_of(hash) << 3);
-  if (matches == 0) return;
-  const char* const entry = bytes.at<char>(word_offset(home.first_match(matches)));
-  __builtin_prefetch(entry);
-  prefetch_entry_tail(entry);
-}
-
 // --- The fast path: what nearly every read of a key does, in as few instructions as possible. ---
 //
 // A look-up waits for memory twice. Meanwhile the processor executes what follows, including the

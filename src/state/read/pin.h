@@ -13,6 +13,7 @@
 #include "base/fork_handlers.h"
 #include "state/file/layout.h"
 #include "state/file/mapping.h"
+#include "state/index/batch_lookup.h"
 #include "state/index/lookup.h"
 
 namespace whycache::detail {
@@ -81,32 +82,25 @@ class Pin {
 template <typename OnFound>
 void Pin::get_many(std::span<const std::string_view> keys, const OnFound& on_found) const {
   check_not_forked();
-  const Mapping& mapping = *mapping_;
-  const std::uint64_t directory = mapping.header().index_directory.load(std::memory_order_acquire);
-  std::uint64_t hashes[lookup_batch_size];
-  const IndexWord* pages[lookup_batch_size];
+  const DirectoryCache* cache =
+      mapping_->directory_cache(mapping_->header().index_directory.load(std::memory_order_acquire));
+  if (cache == nullptr) cache = &mapping_->empty_directory_cache();  // then slow_find() decides
+  BatchedLookup lookups[lookup_batch_size];
   for (std::size_t first = 0; first < keys.size(); first += lookup_batch_size) {
-    const std::size_t count = std::min(lookup_batch_size, keys.size() - first);
-    const MappedBytes bytes(mapping);
-    for (std::size_t i = 0; i < count; ++i) {
-      hashes[i] = mapping.hash_of(keys[first + i]);
-      pages[i] = find_index_page(bytes, directory, hashes[i]);
-      if (pages[i] != nullptr) __builtin_prefetch(home_bucket_in(pages[i], hashes[i]));
-    }
-    for (std::size_t i = 0; i < count; ++i) {
-      if (pages[i] != nullptr) prefetch_entry(bytes, pages[i], hashes[i]);
-    }
-    for (std::size_t i = 0; i < count; ++i) {
-      LookupResult result{LookupStatus::torn, {}};
-      if (pages[i] != nullptr)
-        result = look_up(bytes, pages[i], hashes[i], keys[first + i], block_.id);
-      if (result.status >= LookupStatus::torn) {
-        const char* key_in_entry = nullptr;
-        const std::string_view value = slow_find(keys[first + i], &key_in_entry);
-        result = {value.data() != nullptr ? LookupStatus::found : LookupStatus::not_found, value,
-                  key_in_entry};
+    const std::size_t end = std::min(first + lookup_batch_size, keys.size());
+    for (std::size_t i = first; i < end; ++i) lookups[i - first].find_bucket(*cache, keys[i]);
+    for (std::size_t i = first; i < end; ++i) lookups[i - first].find_entry(*cache);
+    for (std::size_t i = first; i < end; ++i) {
+      LookupResult result;
+      switch (lookups[i - first].look_up(*cache, keys[i], max_entry_word_, result)) {
+        case FastResult::found: on_found(i, result); break;
+        case FastResult::not_found: break;
+        case FastResult::undecided:
+          result.value = slow_find(keys[i], &result.key);
+          result.status = LookupStatus::found;
+          if (result.value.data() != nullptr) on_found(i, result);
+          break;
       }
-      if (result.status == LookupStatus::found) on_found(first + i, result);
     }
   }
 }
