@@ -499,9 +499,7 @@ Cache::Impl& Cache::impl() const {
 // --- Reads ---
 
 std::optional<std::string> Cache::get(std::string_view key) const {
-  std::optional<std::string> value(std::in_place);
-  if (!get(key, *value)) value.reset();
-  return value;
+  return impl().state_for_reads().get_for_owner(key);
 }
 
 bool Cache::get(std::string_view key, std::string& value) const {

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cassert>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
@@ -17,6 +16,7 @@
 #include "base/fork_handlers.h"
 #include "base/lock_holders.h"
 #include "base/process_lock.h"
+#include "base/string_length.h"
 #include "state/errors.h"
 #include "state/file/applied_wait.h"
 #include "state/file/lock_file.h"
@@ -357,15 +357,22 @@ namespace {
 // the copy.
 void copy_into(std::string& value, std::string_view found) {
   const std::size_t bytes_before = value.size();
+  // Hidden before the comparison. After it, the compiler would know that both sizes are equal, and
+  // might hide the other one.
+  const std::size_t bytes = hide_from_optimizer(bytes_before);
   if (bytes_before == found.size()) {
-    std::memcpy(value.data(), found.data(), hide_from_optimizer(bytes_before));
+    std::memcpy(value.data(), found.data(), bytes);
+  } else if (has_bytes_beyond_length && found.size() <= value.capacity()) {
+    // As assign() does, in half as many instructions: the value is not in the string itself.
+    std::memcpy(value.data(), found.data(), found.size());
+    set_length(value, found.size());
   } else {
     value.assign(found.data(), found.size());
   }
 }
 
 // Passes finish_get() its arguments without spilling registers on the fast path. Set immediately
-// before the call; read once, first thing in finish_get(). Not re-entrant.
+// before the call. Not re-entrant.
 struct PendingGet {
   const State* state;
   const Header* header;
@@ -376,23 +383,56 @@ constinit thread_local PendingGet pending_get
 
 static_assert(copy_short_bytes_max <= fast_value_bytes_max);
 
+// The size that the next value is expected to have which a thread gets into a new string: that of
+// the last one, if the one before it had the same, else 0.
+struct ExpectedSize {
+  static constexpr std::size_t bytes_max = 4096;
+
+  void note(std::size_t value_bytes) {
+    expected = value_bytes == last && value_bytes <= bytes_max ? value_bytes : 0;
+    last = value_bytes;
+  }
+
+  std::size_t expected = 0;
+  std::size_t last = 0;
+};
+constinit thread_local ExpectedSize expected_size __attribute__((tls_model("initial-exec")));
+
 }  // namespace
 
 // Copies the value into a string that most often has the value's size already.
 template <Asks asks>
 struct State::CopyValue {
   // The addresses of the copy must not depend on the size in the entry, which comes from memory.
-  // hide_from_optimizer() keeps the compiler from using that size, since it is equal.
+  // Hidden before the comparison: after it, the compiler would take either, since they are equal.
+  // The comparison comes first, because it is predicted where sizes vary. The other would not be.
   template <typename Vectors>
   [[gnu::always_inline]] bool take(const UnpinnedRead&, const FastValue&, std::size_t,
                                    std::string_view value) const {
-    const std::size_t bytes = hide_from_optimizer(target.size());
-    if (value.size() != bytes || bytes > copy_short_bytes_max) [[unlikely]]
+    const std::size_t bytes_before = target.size();
+    const std::size_t bytes = hide_from_optimizer(bytes_before);
+    if (value.size() != bytes_before) [[unlikely]]
+      return take_short<Vectors>(value);
+    if (bytes > copy_short_bytes_max) [[unlikely]]
       return false;
-    Vectors::copy(target.data(), value.data(), hide_from_optimizer(bytes));
+    Vectors::copy(target.data(), value.data(), bytes);
     return true;
   }
   [[gnu::always_inline]] static bool not_found() { return record_miss(); }
+  // Copies a value of another size than the string has. If sizes vary, a branch that depends on the
+  // size is predicted wrong, and nothing of what follows starts before the entry is there. So this
+  // copies as much as a short value can have, and sets the length afterwards. What follows the
+  // value in the file is there, too (fast_read_bytes). The writer may be writing to it, but not in
+  // the eyes of a thread sanitizer, where all reads are portable.
+  template <typename Vectors>
+  [[gnu::always_inline]] bool take_short(std::string_view value) const {
+    if (!Vectors::copies_beyond_values || !has_bytes_beyond_length ||
+        value.size() > copy_short_bytes_max || target.capacity() < copy_short_bytes_max)
+      return false;
+    Vectors::copy(target.data(), value.data(), copy_short_bytes_max);
+    set_length(target, value.size());
+    return true;
+  }
   [[gnu::always_inline]] bool take_slowly(const State& state, const UnpinnedRead& read,
                                           std::string_view key, std::string_view value) const {
     pending_get = {&state, &read.header(), read.optimistic()};
@@ -415,10 +455,13 @@ struct State::CopyToBuffer {
   template <typename Vectors>
   [[gnu::always_inline]] bool take(const UnpinnedRead&, const FastValue&, std::size_t,
                                    std::string_view value) const {
-    const std::size_t bytes = hide_from_optimizer(target.bytes);
-    if (value.size() != bytes || bytes > copy_short_bytes_max) [[unlikely]]
+    const std::size_t bytes_before = target.bytes;
+    const std::size_t bytes = hide_from_optimizer(bytes_before);
+    if (value.size() != bytes_before) [[unlikely]]
       return false;
-    Vectors::copy(target.data, value.data(), hide_from_optimizer(bytes));
+    if (bytes > copy_short_bytes_max) [[unlikely]]
+      return false;
+    Vectors::copy(target.data, value.data(), bytes);
     return true;
   }
   [[gnu::always_inline]] static bool not_found() { return record_miss(); }
@@ -480,25 +523,49 @@ struct State::FindVersion {
   EntryVersion& target;
 };
 
+// The end of finish_get() for a value for which the string needs more memory.
 template <Asks asks>
-bool State::finish_get(std::string_view key, std::string& value, std::string_view found) {
-  const PendingGet get = pending_get;
+bool State::finish_get_in_new_memory(std::string_view key, std::string& value,
+                                     std::string_view found) {
   bool holds = false;
   {
-    // copy_into() may throw bad_alloc.
+    // Memory may be missing.
     struct LeaveOnExit {
-      ReaderThread& thread;
-      ~LeaveOnExit() { thread.leave(); }
-    } const leaving{*this_reader.thread};
-    // This may be the cache of another file by now. Then the value does not lie within its mapping,
-    // and the slow path decides.
-    const DirectoryCache& cache = *get.state->directory_cache_.load(std::memory_order_acquire);
-    if (is_value_mapped(cache, found)) [[likely]] {
-      copy_into(value, found);
-      holds = get.read.validate(*get.header);
-    }
+      ~LeaveOnExit() { this_reader.thread->leave(); }
+    } const leaving;
+    // As much as CopyValue::take_short() copies. But a new string gets as much as it needs.
+    if (!value.empty() && found.size() <= copy_short_bytes_max) value.reserve(copy_short_bytes_max);
+    value.assign(found);
+    holds = pending_get.read.validate(*pending_get.header);
   }
-  return holds || CopyValue<asks>{value}.read_slowly(*get.state, key);
+  return holds || CopyValue<asks>{value}.read_slowly(*pending_get.state, key);
+}
+
+template <Asks asks>
+bool State::finish_get(std::string_view key, std::string& value, std::string_view found) {
+  // This may be the cache of another file by now. Then the value does not lie within its mapping,
+  // and the slow path decides.
+  const DirectoryCache& cache =
+      *pending_get.state->directory_cache_.load(std::memory_order_acquire);
+  // Hidden before the comparison, as in CopyValue.
+  const std::size_t bytes_before = value.size();
+  const std::size_t bytes = hide_from_optimizer(bytes_before);
+  bool holds = false;
+  if (is_value_mapped(cache, found)) [[likely]] {
+    if (found.size() == bytes_before) {
+      std::memcpy(value.data(), found.data(), bytes);
+    } else if (has_bytes_beyond_length && found.size() <= value.capacity() &&
+               (found.size() > copy_short_bytes_max || bytes == 0)) {
+      // As assign() does, in half as many instructions.
+      std::memcpy(value.data(), found.data(), found.size());
+      set_length(value, found.size());
+    } else {
+      return finish_get_in_new_memory<asks>(key, value, found);
+    }
+    holds = pending_get.read.validate(*pending_get.header);
+  }
+  this_reader.thread->leave();
+  return holds || CopyValue<asks>{value}.read_slowly(*pending_get.state, key);
 }
 
 // As finish_get(), but does not wait.
@@ -506,9 +573,12 @@ bool State::finish_try_get(ValueBuffer& buffer, std::string_view found) {
   const PendingGet get = pending_get;
   const DirectoryCache& cache = *get.state->directory_cache_.load(std::memory_order_acquire);
   bool holds = false;
+  // Hidden before the comparison, as in CopyToBuffer.
+  std::size_t bytes = hide_from_optimizer(std::size_t{buffer.bytes});
+  if (found.size() != buffer.bytes) bytes = found.size();
   if (is_value_mapped(cache, found) && found.size() <= buffer.bytes_max &&
       (found.size() == buffer.bytes || buffer.resize(buffer, found.size()))) [[likely]] {
-    std::memcpy(buffer.data, found.data(), found.size());
+    std::memcpy(buffer.data, found.data(), bytes);
     holds = get.read.validate(*get.header);
   }
   this_reader.thread->leave();
@@ -521,7 +591,7 @@ template <typename Sink>
 WHYCACHE_INLINE_AVX2 bool State::read_avx2(const State& state, std::string_view key, Sink sink) {
   ReaderThread* const thread = this_reader.fast_thread;
   if (!fits_two_words(key.size())) [[unlikely]]
-    return state.read(key, sink, false);
+    return read_any_size_avx2(state, key, sink);
   if (thread != nullptr) [[likely]]
     return point_read_avx2(UnpinnedRead(*thread, state.directory_cache_), state, key, sink);
   if (this_reader.thread == nullptr) [[unlikely]]
@@ -534,6 +604,16 @@ WHYCACHE_INLINE_AVX2 bool State::read_avx2(const State& state, std::string_view 
   if (!excluded) return state.read(key, sink, true);
   this_reader.record_filter_exclusion();
   return false;
+}
+
+template <typename Sink>
+[[WHYCACHE_TARGET_AVX2, gnu::noinline]] bool State::read_any_size_avx2(const State& state,
+                                                                       std::string_view key,
+                                                                       Sink sink) {
+  ReaderThread* const thread = this_reader.fast_thread;
+  if (thread == nullptr) [[unlikely]]
+    return state.read(key, sink, false);
+  return point_read_any_size_avx2(UnpinnedRead(*thread, state.directory_cache_), state, key, sink);
 }
 
 template <Asks asks>
@@ -555,6 +635,25 @@ template <typename Sink>
     return point_read<true>(UnpinnedRead(*this_reader.fast_thread, state.directory_cache_), state,
                             key, sink);
   return state.read(key, sink, false);
+}
+
+// Makes a string of the size that the value is expected to have, so that no address of the copy
+// depends on memory that has not arrived.
+std::optional<std::string> State::get_for_owner(std::string_view key) const {
+  std::optional<std::string> value(std::in_place);
+  const std::size_t expected = expected_size.expected;
+  if (expected != 0) {
+    value->reserve(expected);
+    set_length(*value, expected);
+  }
+  if (!get_for_owner(key, *value)) {
+    value.reset();
+  } else if (value->size() != expected) {
+    expected_size.note(value->size());
+    // Does not keep memory for what was expected.
+    if (value->capacity() / 2 > value->size()) value.emplace(std::string(*value));
+  }
+  return value;
 }
 
 bool State::contains(std::string_view key) const {

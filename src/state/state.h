@@ -136,6 +136,8 @@ class State {
   bool get_for_owner(std::string_view key, std::string& value) const {
     return get_for_owner_(*this, key, value);
   }
+  // The same into a new string; nullopt: the key is absent.
+  std::optional<std::string> get_for_owner(std::string_view key) const;
   bool contains_for_owner(std::string_view key) const;
   // Call it before the first of these reads. The owner outlives them.
   void set_owner(StateOwner& owner) { owner_ = &owner; }
@@ -291,6 +293,8 @@ class State {
   template <typename Sink>
   static bool read_avx2(const State& state, std::string_view key, Sink sink);
   template <typename Sink>
+  static bool read_any_size_avx2(const State& state, std::string_view key, Sink sink);
+  template <typename Sink>
   static bool read_portable(const State& state, std::string_view key, Sink sink);
   // Reads keys of any size. A thread whose keys are mostly absent probes the filter of the index
   // first, unless the caller has done so (`passed_filter`).
@@ -301,6 +305,9 @@ class State {
   template <Asks asks>
   [[gnu::noinline]] static bool finish_get(std::string_view key, std::string& value,
                                            std::string_view found);
+  template <Asks asks>
+  [[gnu::noinline]] static bool finish_get_in_new_memory(std::string_view key, std::string& value,
+                                                         std::string_view found);
   [[gnu::noinline]] static bool finish_try_get(ValueBuffer& buffer, std::string_view found);
   // Reads that the fast path left undecided: several attempts without a pin, then one with a pin.
   template <typename Sink>

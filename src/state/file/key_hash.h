@@ -69,11 +69,10 @@ class KeyHash {
   // The two words of a key are XORed with these.
   const TwoWords& seeds() const { return seeds_; }
 
- private:
-  [[gnu::noinline]] std::uint64_t hash_long(std::string_view key) const {
-    return hash64(key, long_seed_);
-  }
+  // For keys of more than 16 bytes.
+  std::uint64_t hash_long(std::string_view key) const { return hash64(key, long_seed_); }
 
+ private:
   TwoWords seeds_{0, 0};
   std::uint64_t long_seed_ = 0;
 };

@@ -112,6 +112,7 @@ class PinnedRead {
 
 // How a sink copies a value, and what the read does before other code may use vectors.
 struct PortableVectors {
+  static constexpr bool copies_beyond_values = false;
   [[gnu::always_inline]] static void copy(char* to, const char* from, std::size_t bytes) {
     copy_short(to, from, bytes);
   }
@@ -119,6 +120,7 @@ struct PortableVectors {
 };
 #if WHYCACHE_AVX2
 struct Avx2Vectors {
+  static constexpr bool copies_beyond_values = true;
   [[gnu::always_inline]] static void copy(char* to, const char* from, std::size_t bytes) {
     avx2::copy(to, from, bytes);
   }
@@ -132,13 +134,13 @@ struct Avx2Vectors {
 //   bool take_slowly(owner, read, key, value)           if take() returned false; leaves the read
 //   bool not_found()
 //   bool read_slowly(owner, key)                        if the fast path is undecided
-// `value` is computed before the branch: g++ 12 then needs one callee-saved register less in a get.
-// A view computes it from `entry`, for the same reason.
+// `value` is computed before the branch, by the caller: g++ 12 then needs one callee-saved register
+// less in a get. A view computes it from `entry`, for the same reason.
 template <typename Vectors, typename Read, typename Owner, typename Sink>
 [[gnu::always_inline]] inline bool finish_point_read(const Read& read, FastResult result,
-                                                     const FastValue& entry, const Owner& owner,
-                                                     std::string_view key, Sink sink) {
-  const std::string_view value(entry.value_address(key.size()), entry.bytes);
+                                                     const FastValue& entry, std::string_view value,
+                                                     const Owner& owner, std::string_view key,
+                                                     Sink sink) {
   if (result == FastResult::found && !read.superseded()) [[likely]] {
     if (!sink.template take<Vectors>(read, entry, key.size(), value)) [[unlikely]] {
       Vectors::release();
@@ -166,7 +168,8 @@ template <bool two_words, typename Read, typename Owner, typename Sink>
   FastValue entry;
   const FastResult result = fast_look_up<two_words>(
       read.directory_cache(), read.header(), key, [&read] { return read.max_entry_word(); }, entry);
-  return finish_point_read<PortableVectors>(read, result, entry, owner, key, sink);
+  return finish_point_read<PortableVectors>(
+      read, result, entry, {entry.value_address(key.size()), entry.bytes}, owner, key, sink);
 }
 
 #if WHYCACHE_AVX2
@@ -179,7 +182,19 @@ WHYCACHE_INLINE_AVX2 bool point_read_avx2(const Read& read, const Owner& owner,
   FastValue entry;
   const FastResult result = avx2::fast_look_up(
       read.directory_cache(), read.header(), key, [&read] { return read.max_entry_word(); }, entry);
-  return finish_point_read<Avx2Vectors>(read, result, entry, owner, key, sink);
+  return finish_point_read<Avx2Vectors>(
+      read, result, entry, {entry.value_address(key.size()), entry.bytes}, owner, key, sink);
+}
+
+// The same for keys of any size.
+template <typename Read, typename Owner, typename Sink>
+WHYCACHE_INLINE_AVX2 bool point_read_any_size_avx2(const Read& read, const Owner& owner,
+                                                   std::string_view key, Sink sink) {
+  FastValue entry;
+  const FastResult result = avx2::fast_look_up_any_size(
+      read.directory_cache(), read.header(), key, [&read] { return read.max_entry_word(); }, entry);
+  return finish_point_read<Avx2Vectors>(
+      read, result, entry, {entry.value_address(key.size()), entry.bytes}, owner, key, sink);
 }
 #endif
 
