@@ -19,6 +19,8 @@ struct ItemShape {
   const char* workload;
   std::size_t key_size;
   std::size_t value_size;
+  // Values have from half of value_size to one and a half, and value_size on average.
+  bool varies = false;
 
   std::size_t payload() const { return key_size + value_size; }
   // As many items as asked for, but no more than fit into 2 GB.
@@ -49,22 +51,31 @@ struct ItemShape {
     }
     return key;
   }
+  std::size_t size_of_value(std::uint64_t number) const {
+    return varies ? value_size / 2 + value_front(number, 0) % (value_size + 1) : value_size;
+  }
   // Eight bytes that identify the item, then filling; zeros in the last eight as far as there is
   // room.
-  std::string value(std::uint64_t number) const {
+  std::string value(std::uint64_t number) const { return value(number, size_of_value(number)); }
+  static std::string value(std::uint64_t number, std::size_t size) {
     const std::uint64_t front = value_front(number, 1);
-    std::string value(value_size, static_cast<char>('a' + number % 26));
-    const std::size_t zeros = std::min<std::size_t>(8, value_size - sizeof front);
-    std::memset(value.data() + value_size - zeros, 0, zeros);
+    std::string value(size, static_cast<char>('a' + number % 26));
+    const std::size_t zeros = std::min<std::size_t>(8, size - sizeof front);
+    std::memset(value.data() + size - zeros, 0, zeros);
     std::memcpy(value.data(), &front, sizeof front);
     return value;
   }
 };
 
-inline constexpr ItemShape item_shapes[] = {
-    {"get_value_10", key_bytes, 10},          {"get_value_1000", key_bytes, 1'000},
-    {"get_value_100000", key_bytes, 100'000}, {"get_key_7", 7, value_bytes},
-    {"get_key_40", 40, value_bytes},          {"get_key_200", 200, value_bytes}};
+inline constexpr ItemShape item_shapes[] = {{"get_value_10", key_bytes, 10},
+                                            {"get_value_1000", key_bytes, 1'000},
+                                            {"get_value_10000", key_bytes, 10'000},
+                                            {"get_value_100000", key_bytes, 100'000},
+                                            {"get_value_varied_66", key_bytes, 66, true},
+                                            {"get_value_varied_787", key_bytes, 787, true},
+                                            {"get_key_7", 7, value_bytes},
+                                            {"get_key_40", 40, value_bytes},
+                                            {"get_key_200", 200, value_bytes}};
 
 // Keys drawn evenly, and what a loop sees that reads the first `count` of them.
 class ShapedReads {
@@ -85,12 +96,13 @@ class ShapedReads {
   std::span<const std::string_view> keys() const { return keys_; }
   ReadChecksum expected(std::size_t count) const {
     // The loop sees only the first eight bytes of a longer value and the zeros at the end.
-    const ItemShape seen{shape_.workload, shape_.key_size,
-                         std::min<std::size_t>(shape_.value_size, 16)};
+    constexpr std::size_t seen_bytes_max = 16;
     ReadChecksum checksum;
     for (const std::uint64_t number : std::span(numbers_).first(count)) {
-      add_whole_to_checksum(checksum, seen.value(number));
-      checksum.sum += shape_.value_size - seen.value_size;
+      const std::size_t size = shape_.size_of_value(number);
+      const std::size_t seen = std::min(size, seen_bytes_max);
+      add_whole_to_checksum(checksum, ItemShape::value(number, seen));
+      checksum.sum += size - seen;
     }
     return checksum;
   }

@@ -1,6 +1,7 @@
 // Real items of real sizes: Debian's package index, as fetched by apt. Workloads:
 //
 //   get_packages             copying get of the description of a package, names drawn uniformly
+//   view_get_packages        the same without copying, the first 8 bytes read
 //   bytes_per_item_packages  bytes that the subject needs, in its files and on the heap
 //
 // Figures are nanoseconds of processor time (wall time for subjects that use a server), or bytes.
@@ -34,6 +35,7 @@ struct NameReads {
       bytes += item.key;
       sizes.push_back(item.key.size());
       add_whole_to_checksum(expected_all, item.value);
+      add_to_checksum(expected_view, item.value);
       if (i < first_count) add_whole_to_checksum(expected_first, item.value);
     }
     std::size_t begin = 0;
@@ -46,6 +48,7 @@ struct NameReads {
   std::vector<std::string_view> keys;
   ReadChecksum expected_all;
   ReadChecksum expected_first;  // of a prefix, for subjects that use a server
+  ReadChecksum expected_view;   // of all, by a loop that does not copy
 };
 
 void write(Runner& runner, std::span<const Item> items) {
@@ -55,6 +58,25 @@ void write(Runner& runner, std::span<const Item> items) {
     items = items.subspan(count);
   }
   runner.finish_writing();
+}
+
+void measure_reads(const char* workload, ReadLoop loop, const NameReads& names,
+                   std::span<const std::unique_ptr<Runner>> runners,
+                   const BenchmarkOptions& options, std::size_t items, Report& report) {
+  if (!options.wants(workload)) return;
+  // The first round is a warm-up.
+  for (int repetition = -1; repetition < options.repetitions; ++repetition) {
+    for (const std::unique_ptr<Runner>& runner : runners) {
+      if (!runner->subject().supports(loop)) continue;
+      const std::span<const std::string_view> keys = runner->keys_to_read(names.keys);
+      const ReadChecksum& expected_of_all =
+          loop == ReadLoop::view_get ? names.expected_view : names.expected_all;
+      const ReadChecksum& expected =
+          keys.size() == names.keys.size() ? expected_of_all : names.expected_first;
+      const double ns = runner->read(loop, keys, expected, workload);
+      if (repetition >= 0) report.add(workload, items, runner->name(), "ns", ns);
+    }
+  }
 }
 
 void measure(const BenchmarkOptions& options, std::uint64_t /*items*/, Report& report) {
@@ -81,24 +103,17 @@ void measure(const BenchmarkOptions& options, std::uint64_t /*items*/, Report& r
                  runner.bytes_per_item(items.size()));
     }
   }
-  // The first round is a warm-up.
-  for (int repetition = -1; repetition < options.repetitions && options.wants("get_packages");
-       ++repetition) {
-    for (const std::unique_ptr<Runner>& runner : runners) {
-      const std::span<const std::string_view> keys = runner->keys_to_read(names.keys);
-      const ReadChecksum& expected =
-          keys.size() == names.keys.size() ? names.expected_all : names.expected_first;
-      const double ns = runner->read(ReadLoop::get, keys, expected, "get_packages");
-      if (repetition >= 0) report.add("get_packages", items.size(), runner->name(), "ns", ns);
-    }
-  }
+  measure_reads("get_packages", ReadLoop::get, names, runners, options, items.size(), report);
+  measure_reads("view_get_packages", ReadLoop::view_get, names, runners, options, items.size(),
+                report);
   report.print("get_packages", items.size());
+  report.print("view_get_packages", items.size());
   report.print("bytes_per_item_packages", items.size());
 }
 
 Program program = {
     .description = "Debian's package index; described at the top of bench/packages.cc",
-    .workloads = {"get_packages", "bytes_per_item_packages"},
+    .workloads = {"get_packages", "view_get_packages", "bytes_per_item_packages"},
     .measure = measure};
 
 }  // namespace

@@ -14,8 +14,10 @@
 // - get_multi_zipf: the same, keys drawn by zipf 0.99
 // - scan_items: all keys and values, in key order
 // - scan_keys: all keys, in key order
-// - get_value_10, get_value_1000, get_value_100000: get_uniform with values of that many bytes, of
-// as many items as fit into 2 GB
+// - get_value_10, get_value_1000, get_value_10000, get_value_100000: get_uniform with values of
+// that many bytes, of as many items as fit into 2 GB
+// - get_value_varied_66, get_value_varied_787: the same, and sizes vary from half of it to one and
+// a half, so that no read has the size of the one before
 // - get_key_7, get_key_40, get_key_200: get_uniform with keys of that many bytes
 // - open: from nothing open until the first get has returned
 // - overwrite: every key once, in random order, in updates of 1,000
@@ -243,7 +245,10 @@ Program program = {
                   "scan_keys",
                   "get_value_10",
                   "get_value_1000",
+                  "get_value_10000",
                   "get_value_100000",
+                  "get_value_varied_66",
+                  "get_value_varied_787",
                   "get_key_7",
                   "get_key_40",
                   "get_key_200",

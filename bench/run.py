@@ -61,6 +61,7 @@ EVERYTHING = [
     ("beside_writer", []),
     ("huge_pages", ["--reads", "500000", "--subjects", "whycache"]),
     ("cache", []),
+    ("limits", []),
     ("replay", []),
     ("writes", ["--seconds", "0.6"]),
     ("packages", ["--reads", "500000"]),
