@@ -60,9 +60,18 @@ struct Pin::ViewValue {
 };
 
 #if WHYCACHE_AVX2
+[[gnu::noinline, WHYCACHE_TARGET_AVX2]] std::string_view Pin::find_any_size_avx2(
+    const Pin& pin, std::string_view key) {
+  const PinnedRead read(pin.directory_cache(), pin.max_entry_word_);
+  std::string_view value;
+  if (point_read_any_size_avx2(read, pin, key, ViewValue{value})) [[likely]]
+    return value;
+  return pin.slow_find(key);
+}
+
 [[WHYCACHE_TARGET_AVX2]] std::string_view Pin::find_avx2(const Pin& pin, std::string_view key) {
   if (!fits_two_words(key.size())) [[unlikely]]
-    return find_portable<false>(pin, key);
+    return find_any_size_avx2(pin, key);
   const PinnedRead read(pin.directory_cache(), pin.max_entry_word_);
   std::string_view value;
   if (point_read_avx2(read, pin, key, ViewValue{value})) [[likely]]

@@ -57,6 +57,7 @@ class Pin {
   template <bool two_words>
   static FindFunction find_portable;
   static FindFunction find_avx2;
+  static FindFunction find_any_size_avx2;
   static FindFunction* select_find();
   struct ViewValue;
   // Reads load it first. In a forked child, it matches no directory: slow_find() decides.
