@@ -971,7 +971,7 @@ std::unique_ptr<StateWriter> State::begin_write(const Deadline& deadline,
     HeldLock writer = lock(StateLock::writer, deadline);
     const std::shared_ptr<Mapping> mapping = impl_->current_file.mapping();
     if (mapping && is_in_place(*mapping))
-      return std::make_unique<StateWriter>(std::move(writer), options_, *mapping,
+      return std::make_unique<StateWriter>(std::move(writer), options_, mapping,
                                            impl_->mapping_cache, impl_->ring_keeper, after);
     if (tries == 2)
       throw Error(ErrorKind::corrupt, "state file was removed or is being replaced: path=" +

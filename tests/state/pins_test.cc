@@ -127,6 +127,21 @@ TEST_F(PinsTest, views_in_quick_succession_release_their_lock_soon) {
   EXPECT_EQ(view.get("a"), "2");
 }
 
+// What is kept beyond the last view holds no space that a writer of the same process needs.
+TEST_F(PinsTest, writer_reuses_what_only_the_lock_of_past_views_holds) {
+  const auto overwrite = [&] {
+    for (int i = 0; i < 60; ++i)
+      state_.apply({{"a", std::string(100'000, static_cast<char>('a' + i % 26))}});
+  };
+  overwrite();
+  const std::uint64_t file_bytes = state_->inspect().file_bytes;
+  for (int round = 0; round < 20; ++round) {
+    for (int i = 0; i < 100; ++i) state_.view();  // in quick succession
+    overwrite();
+    ASSERT_LE(state_->inspect().file_bytes, 2 * file_bytes) << round;
+  }
+}
+
 TEST_F(PinsTest, child_forked_beside_views_in_other_threads_has_its_own) {
   state_.apply({{"a", "1"}});
   std::atomic<bool> stop{false};

@@ -135,8 +135,9 @@ Pins& Mapping::pins() const {
   return *known;
 }
 
-void Mapping::release_surplus_pins() const noexcept {
-  if (Pins* const known = pins_.load(std::memory_order_acquire)) known->release_surplus_now();
+bool Mapping::release_surplus_pins() const noexcept {
+  Pins* const known = pins_.load(std::memory_order_acquire);
+  return known != nullptr && known->release_surplus_now();
 }
 
 bool is_address_space_limited() {

@@ -101,7 +101,7 @@ class Mapping {
   bool unmap_front(std::uint64_t bytes) noexcept;
   bool is_unmapped() const { return unmapped_bytes_ == reserved_bytes_; }
   // Pins::release_surplus_now(), if there are any.
-  void release_surplus_pins() const noexcept;
+  bool release_surplus_pins() const noexcept;
   // A forked child does not inherit a writable mapping.
   bool belongs_to_this_process() const { return inherited_ || fork_count_ == fork_count(); }
   // Copies of header fields that never change, in private memory.

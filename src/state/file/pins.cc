@@ -166,9 +166,11 @@ void Pins::remove(PinNode& pin) noexcept {
   }
 }
 
-void Pins::release_surplus_now() noexcept {
+bool Pins::release_surplus_now() noexcept {
   const std::lock_guard held(mutex_);
+  const std::optional<UpdateId> before = locked_id_;
   release_surplus();
+  return locked_id_ != before;
 }
 
 void Pins::release_surplus() noexcept {

@@ -58,8 +58,8 @@ class Pins final : public ForkHandler {
   // any Error if the file cannot be locked.
   PublishedBlock add(PinNode& pin);
   void remove(PinNode& pin) noexcept;
-  // Releases at once what is kept for the next view.
-  void release_surplus_now() noexcept;
+  // Releases at once what is kept for the next view. Returns whether there was any.
+  bool release_surplus_now() noexcept;
 
  private:
   void before_fork() noexcept override { mutex_.lock(); }

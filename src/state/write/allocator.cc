@@ -145,7 +145,10 @@ void Allocator::reclaim_segments() {
   AllocatorState& state = allocator_state();
   const UpdateId applied = header().applied_id.load(std::memory_order_relaxed);
   if (state.retired_head == 0 || descriptor(state.retired_head).stamp > applied) return;
-  const UpdateId oldest_visible = advance_horizon();
+  UpdateId oldest_visible = advance_horizon();
+  if (descriptor(state.retired_head).stamp > oldest_visible && mapping_of_views_ != nullptr &&
+      mapping_of_views_->release_surplus_pins())
+    oldest_visible = advance_horizon();
   bool incremented = false;
   while (state.retired_head != 0) {
     const std::uint32_t segment = state.retired_head;

@@ -40,6 +40,10 @@ class Allocator final : public NodeStore {
   Allocator(Mapping& mapping, Readers readers, std::uint64_t bytes_max)
       : mapping_(mapping), readers_(readers), bytes_max_(bytes_max) {}
 
+  // Tells where this process keeps its views. When space runs out, what the process keeps beyond
+  // its last view is released. The mapping outlives this object.
+  void set_mapping_of_views(const Mapping& mapping) { mapping_of_views_ = &mapping; }
+
   Mapping& mapping() const { return mapping_; }
   Header& header() const { return mapping_.writable_header(); }
   AllocatorState& allocator_state() const { return header().allocator_state; }
@@ -126,6 +130,7 @@ class Allocator final : public NodeStore {
   void reclaim_nodes(UpdateId oldest_visible);
 
   Mapping& mapping_;
+  const Mapping* mapping_of_views_ = nullptr;
   Readers readers_;
   std::uint64_t bytes_max_;
   UpdateId update_id_ = 0;

@@ -31,11 +31,12 @@ std::unique_ptr<WritableMapping> take_or_map(const StateOptions& options, const 
 
 }  // namespace
 
-StateWriter::StateWriter(HeldLock writer_lock, const StateOptions& options, const Mapping& current,
-                         WritableMappingCache& cache, ChangeRingKeeper& ring_keeper,
-                         MappingPolicy mapping_policy)
+StateWriter::StateWriter(HeldLock writer_lock, const StateOptions& options,
+                         std::shared_ptr<const Mapping> current, WritableMappingCache& cache,
+                         ChangeRingKeeper& ring_keeper, MappingPolicy mapping_policy)
     : lock_(std::move(writer_lock)),
-      lease_{cache, take_or_map(options, current, cache)},
+      current_(std::move(current)),
+      lease_{cache, take_or_map(options, *current_, cache)},
       mapping_(lease_.writable->mapping),
       change_(&lock_.file(), mapping_.descriptor()),
       options_(options),
@@ -43,6 +44,7 @@ StateWriter::StateWriter(HeldLock writer_lock, const StateOptions& options, cons
       applier_(mapping_, Readers::any, options.bytes_max),
       fork_count_(fork_count()),
       mapping_policy_(mapping_policy) {
+  applier_.allocator().set_mapping_of_views(*current_);
   if (const std::string fault = header_fault(mapping_.header().fixed); !fault.empty()) {
     throw corrupt_state("path=" + mapping_.path() + " reason=\"" + fault + "\"");
   }
@@ -54,7 +56,7 @@ StateWriter::StateWriter(HeldLock writer_lock, const StateOptions& options, cons
   const WriterMark mark = mark_writer_active(mapping_.writable_header());
   recovered_ = mark == WriterMark::active;
   if (mark == WriterMark::none) return;
-  current.release_surplus_pins();  // recovery frees more if there is no view
+  current_->release_surplus_pins();  // recovery frees more if there is no view
   try {
     recover(applier_.allocator(), applier_.point_index());
   } catch (...) {

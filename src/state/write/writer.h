@@ -26,9 +26,9 @@ class StateWriter {
  public:
   // Takes over the writer lock. The file at options.path is the state, and `current` maps it.
   // Rolls back what a dead writer left. Throws Error(corrupt) if the file is damaged.
-  StateWriter(HeldLock writer_lock, const StateOptions& options, const Mapping& current,
-              WritableMappingCache& cache, ChangeRingKeeper& ring_keeper,
-              MappingPolicy mapping_policy);
+  StateWriter(HeldLock writer_lock, const StateOptions& options,
+              std::shared_ptr<const Mapping> current, WritableMappingCache& cache,
+              ChangeRingKeeper& ring_keeper, MappingPolicy mapping_policy);
   StateWriter(const StateWriter&) = delete;
   StateWriter& operator=(const StateWriter&) = delete;
   ~StateWriter();
@@ -57,7 +57,8 @@ class StateWriter {
   void keep_for_feeds(const Update& update);
   void check_not_forked() const;
 
-  HeldLock lock_;       // released last
+  HeldLock lock_;  // released last
+  std::shared_ptr<const Mapping> current_;
   MappingLease lease_;  // destroyed after everything that uses the mapping
   Mapping& mapping_;
   OwnChange change_;
