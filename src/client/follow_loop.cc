@@ -55,7 +55,7 @@ void FollowLoop::poll_if_due(const std::stop_token& stop) {
     has_failed_ = false;
     return;
   }
-  session_.state.unmap_if_idle();
+  session_.state.unmap_whole_if_idle();
   Backoff backoff(session_.options.deadline, stop);
   if (has_failed_) session_.call_log(backoff.deadline(), [](Log& log) { return log.extent(); });
   const PollPacer::Clock::time_point now = PollPacer::Clock::now();

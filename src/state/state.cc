@@ -815,7 +815,7 @@ UpdateId State::wait(UpdateId after, const Deadline& deadline, UpdateId before) 
   // Between looks for a state, or for the one that takes the place of the present one.
   constexpr std::chrono::milliseconds search_interval{100};
   for (;;) {
-    unmap_if_idle();
+    unmap_whole_if_idle();
     std::chrono::nanoseconds at_most = search_interval;
     {
       const CurrentFile::AwaitedMapping mapping(impl_->current_file);
@@ -986,6 +986,8 @@ std::unique_ptr<StateWriter> State::begin_write(const Deadline& deadline,
 }
 
 void State::unmap_if_idle() const noexcept { impl_->mapping_cache.unmap_if_idle(); }
+
+void State::unmap_whole_if_idle() const noexcept { impl_->mapping_cache.unmap_whole_if_idle(); }
 
 void State::disable_mapping_cache() const noexcept { impl_->mapping_cache.disable(); }
 

@@ -207,9 +207,11 @@ class State {
   // Takes the writer lock, after following a switch of files. Repairs what a writer left that died.
   std::unique_ptr<StateWriter> begin_write(const Deadline& deadline,
                                            MappingPolicy after = MappingPolicy::unmap) const;
-  // Unmaps the writable mapping if it has been unused for 10 ms. Takes some nanoseconds if there is
-  // nothing to do.
+  // Unmaps the writable mapping, or a part of it, if it has been unused for 10 ms. Takes a quarter
+  // of a millisecond, and some nanoseconds if there is nothing to do.
   void unmap_if_idle() const noexcept;
+  // The same, but all of it, however long that takes.
+  void unmap_whole_if_idle() const noexcept;
   // Unmaps the writable mapping now, and keeps none after later writes.
   void disable_mapping_cache() const noexcept;
   void enable_mapping_cache() const noexcept;

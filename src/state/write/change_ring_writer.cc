@@ -67,10 +67,18 @@ ChangeRingWriter::ChangeRingWriter(const StateOptions& options, int state_descri
 
 ChangeRingWriter::~ChangeRingWriter() {
   // A child does not inherit the mapping (MADV_DONTFORK).
-  if (base_ != nullptr && fork_count_ == fork_count())
-    ::munmap(base_, change_ring_page_bytes + data_bytes_);
+  unmap_front(change_ring_page_bytes + data_bytes_);
   // The application may have closed the descriptor, and opened another file with its number.
   if (!is_open_file(file_.number(), device_, inode_)) file_.release();
+}
+
+bool ChangeRingWriter::unmap_front(std::uint64_t bytes) noexcept {
+  if (base_ == nullptr || fork_count_ != fork_count()) return true;
+  const std::uint64_t mapped_bytes = change_ring_page_bytes + data_bytes_;
+  const std::uint64_t step = std::min(bytes, mapped_bytes - unmapped_bytes_);
+  if (step > 0) ::munmap(base_ + unmapped_bytes_, step);
+  unmapped_bytes_ += step;
+  return unmapped_bytes_ == mapped_bytes;
 }
 
 void ChangeRingWriter::open_or_create(const StateOptions& options, int state_descriptor) {

@@ -30,6 +30,9 @@ class ChangeRingWriter {
 
   // Whether the file is still the one at its path, and as large as this process has made it.
   bool is_in_place() const;
+  // Unmaps the next `bytes`, a multiple of the page size. Returns whether everything is unmapped.
+  // The first call ends all use but this and destruction.
+  bool unmap_front(std::uint64_t bytes) noexcept;
   // Appends update `id`, which follows the update of `applied` in the state. If the ring does not
   // end with that one, it begins again with this one. An update that is larger than the ring
   // leaves it empty. Throws Error(limit) if the disk is full; the ring is then empty.
@@ -62,6 +65,7 @@ class ChangeRingWriter {
   FileDescriptor file_;
   std::byte* base_ = nullptr;
   std::uint64_t data_bytes_ = 0;
+  std::uint64_t unmapped_bytes_ = 0;   // of the front
   std::uint64_t allocated_bytes_ = 0;  // of the file
   std::uint64_t device_ = 0;
   std::uint64_t inode_ = 0;

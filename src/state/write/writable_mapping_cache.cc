@@ -8,10 +8,27 @@ namespace whycache {
 namespace {
 
 constexpr std::int64_t idle_timeout_ns = 10'000'000;
-// What unmap_if_idle() may take of a call that does something else, and how much it unmaps between
-// two looks at the clock: at most 512 pages, which takes an eighth of a millisecond.
+// How long unmap_if_idle() may make a call wait that does something else. A step of the size at
+// which it begins has 512 pages at most, and takes an eighth of a millisecond. Where few pages were
+// touched, steps take next to no time, and the next one is twice as large.
 constexpr std::int64_t unmap_time_max_ns = 250'000;
-constexpr std::uint64_t unmapped_bytes_per_step = 2U << 20;
+constexpr std::uint64_t unmap_step_bytes = 2U << 20;
+constexpr std::int64_t short_step_ns = 30'000;
+
+// Unmaps steps until everything is unmapped, or no time is left. Returns whether everything is.
+bool unmap_for_a_while(WritableMapping& writable) noexcept {
+  writable.is_being_unmapped = true;
+  const std::int64_t begin = boot_time_ns();
+  std::int64_t step_begin = begin;
+  std::uint64_t step_bytes = unmap_step_bytes;
+  while (!writable.unmap_front(step_bytes)) {
+    const std::int64_t now = boot_time_ns();
+    if (now - begin >= unmap_time_max_ns) return false;
+    if (now - step_begin < short_step_ns) step_bytes *= 2;
+    step_begin = now;
+  }
+  return true;
+}
 
 }  // namespace
 
@@ -37,12 +54,13 @@ std::unique_ptr<WritableMapping> WritableMappingCache::take(const Mapping& curre
 
 void WritableMappingCache::put(std::unique_ptr<WritableMapping> writable) noexcept {
   assert(writable != nullptr);
-  const bool keeps = wrote_lately_ && !writable->is_space_limited && !is_address_space_limited();
-  if (!keeps) writable.reset();
-  // Taken after that, which takes milliseconds if the write touched thousands of pages: the next
-  // write must not seem late because of it.
+  const bool is_limited = writable->is_space_limited || is_address_space_limited();
+  // The first write after a pause may have found the mapping of many pages. Calls to come unmap the
+  // rest.
+  if (is_limited || (!wrote_lately_ && unmap_for_a_while(*writable))) writable.reset();
+  // Taken after that: the next write must not seem late because of it.
   last_write_time_ns_.store(boot_time_ns(), std::memory_order_relaxed);
-  if (!keeps) return;
+  if (!writable) return;
   // take() has emptied the cache, under the same writer lock. But unmap_part(), which needs no
   // lock, may have put back what remains of another mapping.
   const std::unique_ptr<WritableMapping> other(
@@ -50,24 +68,19 @@ void WritableMappingCache::put(std::unique_ptr<WritableMapping> writable) noexce
   if (disabled_.load(std::memory_order_seq_cst)) unmap();
 }
 
-void WritableMappingCache::unmap_part() noexcept {
+bool WritableMappingCache::unmap_part() noexcept {
   std::unique_ptr<WritableMapping> taken(cached_.exchange(nullptr, std::memory_order_seq_cst));
-  if (!taken) return;
+  if (!taken) return true;
   // Leaves the mapping of a write that has ended since the look at the clock.
-  if (taken->is_being_unmapped || is_idle()) {
-    taken->is_being_unmapped = true;
-    const std::int64_t begin = boot_time_ns();
-    while (!taken->mapping.unmap_front(unmapped_bytes_per_step)) {
-      if (boot_time_ns() - begin >= unmap_time_max_ns) break;
-    }
-    if (taken->mapping.is_unmapped()) return;
-  }
+  const bool is_left = !taken->is_being_unmapped && !is_idle();
+  if (!is_left && unmap_for_a_while(*taken)) return true;
   WritableMapping* none = nullptr;
   // A write may have put its own mapping there meanwhile. Then the rest of this one is unmapped
   // now.
   if (cached_.compare_exchange_strong(none, taken.get(), std::memory_order_seq_cst))
     static_cast<void>(taken.release());
   if (disabled_.load(std::memory_order_seq_cst)) unmap();
+  return is_left;  // in use, as a whole
 }
 
 bool WritableMappingCache::is_idle() const noexcept {

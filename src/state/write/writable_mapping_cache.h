@@ -4,10 +4,12 @@
 //
 // The cache keeps the mapping if the process began a write within 10 ms of the end of the one
 // before. It unmaps it when
-// - update(), a view or a write finds that the last write was 10 ms ago or earlier. After a write
-// of
-//   many pages, each such call unmaps as much as a quarter of a millisecond allows,
+//
+// - update(), a view or a write finds that the last write was 10 ms ago or earlier. If many pages
+//   were touched, each such call unmaps for a quarter of a millisecond. A write that finds a
+//   mapping of which a part is missing unmaps the rest.
 // - the file is replaced, or the cache is closed.
+//
 // No process writes through it without the writer lock.
 #pragma once
 
@@ -38,10 +40,17 @@ struct WritableMapping {
   const bool can_share_blocks;
   // The process may not have as much address space as the state, or as much locked memory.
   const bool is_space_limited;
-  // Part of it has been unmapped: it can only be destroyed.
+  // Part of it has been unmapped: it can only be unmapped further, and destroyed.
   bool is_being_unmapped = false;
   // The ring of recent changes; null until the first update is applied.
   std::unique_ptr<ChangeRingWriter> ring;
+
+  // Unmaps the next `bytes` of the ring, then of the state. Returns whether everything is unmapped.
+  bool unmap_front(std::uint64_t bytes) noexcept {
+    if (ring && !ring->unmap_front(bytes)) return false;
+    ring.reset();
+    return mapping.unmap_front(bytes);
+  }
 };
 
 class WritableMappingCache {
@@ -78,18 +87,24 @@ class WritableMappingCache {
     if (cached_.load(std::memory_order_relaxed) != nullptr && is_idle()) [[unlikely]]
       unmap_part();
   }
+  // The same, however long it takes.
+  void unmap_whole_if_idle() noexcept {
+    while (cached_.load(std::memory_order_relaxed) != nullptr && is_idle() && !unmap_part()) {
+    }
+  }
 
  private:
   bool is_idle() const noexcept;
-  [[gnu::noinline]] void unmap_part() noexcept;
+  // Returns false if a part is left for the next call.
+  [[gnu::noinline]] bool unmap_part() noexcept;
 
   // Private memory: nothing remains when the process dies.
 
   // Stored by put() and unmap_part(), removed by take(), unmap() and unmap_part(), always by
-  // exchange. The thread that gets the pointer owns the mapping. Its acquire pairs with the release
-  // of the exchange that stored it.
+  // exchange, or by compare-and-swap for null. The thread that gets the pointer owns the mapping.
+  // Its acquire pairs with the release of the store.
   std::atomic<WritableMapping*> cached_{nullptr};
-  // CLOCK_BOOTTIME of the last write; 0: none. Stored by put() and take(), under the writer lock;
+  // CLOCK_BOOTTIME of the end of the last write; 0: none. Stored by put(), under the writer lock;
   // loaded by is_idle(). Relaxed: with an outdated value the mapping is unmapped too early or too
   // late, and nothing else depends on it.
   std::atomic<std::int64_t> last_write_time_ns_{0};
