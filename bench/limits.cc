@@ -1,7 +1,7 @@
 // The floor under a get: what the memory of this machine allows, whatever the program. Workloads:
 //
-//   touch_uniform      the cache lines that a get touches, in random order, as many loads at once as
-//                      the processor can have: nothing is searched or compared
+//   touch_uniform      the cache lines that a get touches, in random order, with as many loads at
+//                      once as the processor can have: nothing is searched or compared
 //   copy_uniform       as touch_uniform, and a value of 100 bytes is copied to the same place
 //   copy_multi         as copy_uniform, of 32 items at once, all lines prefetched first
 //

@@ -383,6 +383,23 @@ constinit thread_local PendingGet pending_get
 
 static_assert(copy_short_bytes_max <= fast_value_bytes_max);
 
+// Whether CopyValue::take_short() can be used for kept strings.
+bool copies_beyond_values() {
+#if WHYCACHE_AVX2
+  return has_bytes_beyond_length && has_avx2();
+#else
+  return false;
+#endif
+}
+
+// Whether a string that has memory has too little for take_short(). A value that fits into the
+// string itself, without memory, is no reason to allocate any.
+bool needs_room_for_short_values(const std::string& value, std::size_t bytes) {
+  const std::size_t capacity_without_memory = std::string().capacity();
+  return bytes <= copy_short_bytes_max && value.capacity() < copy_short_bytes_max &&
+         value.capacity() > capacity_without_memory && copies_beyond_values();
+}
+
 // The size that the next value is expected to have which a thread gets into a new string: that of
 // the last one, if the one before it had the same, else 0.
 struct ExpectedSize {
@@ -527,6 +544,8 @@ struct State::FindVersion {
 template <Asks asks>
 bool State::finish_get_in_new_memory(std::string_view key, std::string& value,
                                      std::string_view found) {
+  // A function that allocates memory may read another state meanwhile.
+  const PendingGet get = pending_get;
   bool holds = false;
   {
     // Memory may be missing.
@@ -534,11 +553,12 @@ bool State::finish_get_in_new_memory(std::string_view key, std::string& value,
       ~LeaveOnExit() { this_reader.thread->leave(); }
     } const leaving;
     // As much as CopyValue::take_short() copies. But a new string gets as much as it needs.
-    if (!value.empty() && found.size() <= copy_short_bytes_max) value.reserve(copy_short_bytes_max);
+    if (copies_beyond_values() && !value.empty() && found.size() <= copy_short_bytes_max)
+      value.reserve(copy_short_bytes_max);
     value.assign(found);
-    holds = pending_get.read.validate(*pending_get.header);
+    holds = get.read.validate(*get.header);
   }
-  return holds || CopyValue<asks>{value}.read_slowly(*pending_get.state, key);
+  return holds || CopyValue<asks>{value}.read_slowly(*get.state, key);
 }
 
 template <Asks asks>
@@ -555,7 +575,7 @@ bool State::finish_get(std::string_view key, std::string& value, std::string_vie
     if (found.size() == bytes_before) {
       std::memcpy(value.data(), found.data(), bytes);
     } else if (has_bytes_beyond_length && found.size() <= value.capacity() &&
-               (found.size() > copy_short_bytes_max || bytes == 0)) {
+               !needs_room_for_short_values(value, found.size())) {
       // As assign() does, in half as many instructions.
       std::memcpy(value.data(), found.data(), found.size());
       set_length(value, found.size());

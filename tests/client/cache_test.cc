@@ -115,6 +115,27 @@ TEST(Cache, multi_key_calls_accept_maps_vectors_and_string_types) {
   EXPECT_TRUE(cache.get_multi(std::vector<std::string_view>{}).empty());
 }
 
+TEST(Cache, several_values_are_copied_into_strings_of_the_caller) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  cache.set_multi(std::map<std::string, std::string>{{"a", "1"}, {"c", std::string(100, '3')}});
+
+  std::vector<std::optional<std::string>> values(3);
+  values[1] = "left from before";
+  values[2] = std::string(200, 'x');
+  const char* const memory = values[2]->data();
+  const std::array<std::string_view, 3> keys = {"a", "b", "c"};
+  EXPECT_EQ(cache.get_multi(keys, values), 2U);
+  EXPECT_THAT(values, ElementsAre(Optional(std::string("1")), std::nullopt,
+                                  Optional(std::string(100, '3'))));
+  EXPECT_EQ(values[2]->data(), memory) << "its memory is used again";
+
+  EXPECT_EQ(
+      cache.get_multi(std::span<const std::string_view>(), std::span<std::optional<std::string>>()),
+      0U);
+  expect_error(ErrorKind::invalid, [&] { cache.get_multi(keys, std::span(values).first(2)); });
+}
+
 TEST(Cache, last_change_of_key_in_batch_wins) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");

@@ -84,6 +84,53 @@ TEST(NoMemory, failed_allocation_keeps_a_replaced_mapping_for_its_reader) {
   std::printf("failed=%d\n", failed);
 }
 
+// The entry's memory is written again while the copy of its value waits for memory.
+TEST(NoMemory, value_that_is_overwritten_while_its_copy_gets_memory_is_read_again) {
+  const TemporaryDirectory directory("/dev/shm");
+  TestState state(directory.file("a.state"));
+  for (const std::size_t bytes : {100, 130, 3000, 60'000}) {
+    for (const std::string key : {"short key", "a key of more than sixteen bytes", "key"}) {
+      for (const std::string before : {"", "a string that has memory, but not enough"}) {
+        state.apply({{key, std::string(bytes, '!')}});
+        ASSERT_EQ(state.get(key), std::string(bytes, '!'));
+        std::string value = before;
+        value.shrink_to_fit();
+        testing::during_allocation = [&] {
+          for (int i = 0; i < 60; ++i) {
+            state.apply({{key, std::string(bytes, static_cast<char>('a' + i % 26))},
+                         {"other" + std::to_string(i % 7), std::string(60'000, 'z')}});
+          }
+        };
+        ASSERT_TRUE(state->get(key, value));
+        ASSERT_FALSE(testing::during_allocation) << "nothing was allocated: " << bytes;
+        ASSERT_EQ(value.size(), bytes);
+        ASSERT_EQ(value, std::string(bytes, value.front())) << "torn: " << key;
+        ASSERT_NE(value.front(), 'z');
+      }
+    }
+  }
+}
+
+// A replacement of operator new may read a cache of its own.
+TEST(NoMemory, another_state_that_is_read_while_memory_is_allocated_changes_nothing) {
+  const TemporaryDirectory directory("/dev/shm");
+  TestState state(directory.file("a.state"));
+  TestState other(directory.file("b.state"));
+  for (const std::size_t bytes : {100, 3000}) {
+    state.apply({{"key", std::string(bytes, 'a')}});
+    other.apply({{"key", std::string(bytes + 1, 'b')}});
+    std::string value;
+    testing::during_allocation = [&] {
+      ASSERT_EQ(other.get("key"), std::string(bytes + 1, 'b'));
+      for (int i = 0; i < 300; ++i) other.apply({{"more", std::string(200'000, 'z')}});
+    };
+    ASSERT_TRUE(state->get("key", value));
+    ASSERT_FALSE(testing::during_allocation);
+    ASSERT_EQ(value, std::string(bytes, 'a'));
+    ASSERT_EQ(this_reader.thread->reading, 0U);
+  }
+}
+
 TEST(NoMemory, first_read_of_a_thread_throws_and_does_not_abort) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   GTEST_SKIP() << "sanitizers have an allocator of their own";

@@ -20,14 +20,17 @@ namespace {
 
 using testing::TestState;
 
-TEST(ReaderThreads, failed_value_allocation_ends_the_read_section) {
+// A value of 8 MiB takes the slow path.
+class ReaderWithoutMemory : public ::testing::TestWithParam<std::size_t> {};
+
+TEST_P(ReaderWithoutMemory, failed_value_allocation_ends_the_read_section) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   GTEST_SKIP() << "sanitizers need more address space than the limit";
 #endif
   const testing::TemporaryDirectory directory("/dev/shm");
   const TestState state(directory.file("large.state"));
   const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::deadline());
-  TestState::apply(*writer, {{"large key", std::string(8 << 20, 'x')}, {"small key", "small"}});
+  TestState::apply(*writer, {{"large key", std::string(GetParam(), 'x')}, {"small key", "small"}});
   EXPECT_EQ(testing::run_in_child([&]() -> std::string {
               std::string value;
               if (!state->get("small key", value)) return "small key not found";
@@ -37,9 +40,11 @@ TEST(ReaderThreads, failed_value_allocation_ends_the_read_section) {
                   1 << 20;  // less than is in use: no allocation of address space succeeds
               ::setrlimit(RLIMIT_AS, &limit);
               void* volatile taken;  // use up what the allocator has cached
-              do {
-                taken = std::malloc(1 << 20);
-              } while (taken != nullptr);
+              for (const std::size_t bytes : {1 << 20, 30'000}) {
+                do {
+                  taken = std::malloc(bytes);
+                } while (taken != nullptr);
+              }
               try {
                 state->get("large key", value);
                 return "the allocation succeeded";
@@ -52,6 +57,8 @@ TEST(ReaderThreads, failed_value_allocation_ends_the_read_section) {
             }),
             "");
 }
+
+INSTANTIATE_TEST_SUITE_P(ValueBytes, ReaderWithoutMemory, ::testing::Values(60'000, 8 << 20));
 
 // Registering later would make every view that is opened meanwhile wait for the kernel.
 TEST(ReaderThreads, process_is_registered_for_membarrier_when_library_is_loaded) {

@@ -1,10 +1,12 @@
 // Reads of keys and values of many sizes, by both searches: copies into a string that is kept and
 // into new ones, views, and several keys at once.
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <map>
+#include <new>
 #include <optional>
 #include <random>
 #include <string>
@@ -12,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "state/index/fast_lookup_avx2.h"
 #include "state/lookup_variant.h"
 #include "state/test_state.h"
 
@@ -65,6 +68,8 @@ class ReadSizesTest : public ::testing::TestWithParam<bool> {
         other[i] = static_cast<char>(other[i] ^ 0x55);
         use(other);
         other[i] = key[i];
+        // A thread that misses often probes the filter first, until some hits in a row.
+        for (int hits = 0; hits < 5; ++hits) use(key);
       }
     }
   }
@@ -140,6 +145,65 @@ TEST_P(ReadSizesTest, several_keys_at_once_reuse_the_strings) {
     if (count == 0) ++first;
   }
 }
+
+#if WHYCACHE_AVX2
+[[gnu::noinline, WHYCACHE_TARGET_AVX2]] bool equal_keys_avx2(const char* a, const char* b,
+                                                             std::size_t bytes) {
+  const bool equal = avx2::equal_keys(a, b, bytes);
+  avx2::zero_upper_vectors();
+  return equal;
+}
+[[gnu::noinline, WHYCACHE_TARGET_AVX2]] std::uint64_t hash_avx2(const DirectoryCache& cache,
+                                                                std::string_view key) {
+  return avx2::hash_any_size(cache, key);
+}
+
+// A page between two that cannot be touched.
+class GuardedPage {
+ public:
+  GuardedPage() {
+    void* const mapped =
+        ::mmap(nullptr, 3 * page_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (mapped == MAP_FAILED) throw std::bad_alloc();
+    base_ = static_cast<char*>(mapped);
+    ::mprotect(base_, page_bytes, PROT_NONE);
+    ::mprotect(base_ + 2 * page_bytes, page_bytes, PROT_NONE);
+  }
+  ~GuardedPage() { ::munmap(base_, 3 * page_bytes); }
+  GuardedPage(const GuardedPage&) = delete;
+  GuardedPage& operator=(const GuardedPage&) = delete;
+  char* first() const { return base_ + page_bytes; }
+  char* last(std::size_t bytes) const { return base_ + 2 * page_bytes - bytes; }
+
+ private:
+  static constexpr std::size_t page_bytes = 4096;
+  char* base_;
+};
+
+// Reads of keys that are not there seldom get as far: the tag in the index differs.
+TEST(KeysByAvx2, differ_by_any_byte_and_hash_as_the_others) {
+  if (!has_avx2()) GTEST_SKIP() << "this processor has no AVX2";
+  const DirectoryCache cache = DirectoryCache::empty(nullptr, KeyHash(12'345));
+  const GuardedPage pages[2];
+  std::mt19937_64 random(1);
+  for (std::size_t bytes = 0; bytes <= 254; ++bytes) {
+    for (const bool at_end : {false, true}) {
+      char* const a = at_end ? pages[0].last(bytes) : pages[0].first();
+      char* const b = at_end ? pages[1].last(bytes) : pages[1].first();
+      for (std::size_t i = 0; i < bytes; ++i) a[i] = b[i] = static_cast<char>(random());
+      ASSERT_TRUE(equal_keys_avx2(a, b, bytes)) << bytes;
+      for (std::size_t i = 0; i < bytes; ++i) {
+        for (const int bit : {1, 128}) {
+          b[i] = static_cast<char>(b[i] ^ bit);
+          ASSERT_FALSE(equal_keys_avx2(a, b, bytes)) << bytes << " at " << i;
+          b[i] = static_cast<char>(b[i] ^ bit);
+        }
+      }
+      ASSERT_EQ(hash_avx2(cache, {a, bytes}), cache.key_hash({a, bytes})) << bytes;
+    }
+  }
+}
+#endif
 
 // An old version is what a view reads, and what it reads several of at once.
 TEST_P(ReadSizesTest, views_read_the_values_of_their_update) {

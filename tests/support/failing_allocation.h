@@ -4,7 +4,9 @@
 
 #include <cstddef>
 #include <cstdlib>
+#include <functional>
 #include <new>
+#include <utility>
 
 namespace whycache::testing {
 
@@ -15,8 +17,12 @@ inline thread_local bool allocations_keep_failing = false;
 // Number of allocations of this thread.
 inline thread_local long allocation_count = 0;
 
+// Called by the next allocation of this thread, once.
+inline thread_local std::function<void()> during_allocation;
+
 inline bool count_allocation() {
   ++allocation_count;
+  if (during_allocation) std::exchange(during_allocation, nullptr)();
   if (allocations_until_failure == 0 || --allocations_until_failure > 0) return false;
   if (allocations_keep_failing) allocations_until_failure = 1;
   return true;

@@ -173,7 +173,8 @@ WHYCACHE_INLINE_AVX2 FastResult fast_look_up(const DirectoryCache& cache, const 
   // Loaded again, which takes one instruction.
   std::uint16_t value_bytes;
   std::memcpy(&value_bytes, entry + EntryWord::value_bytes_shift / 8, sizeof value_bytes);
-  value = {entry, key_in_entry, value_bytes};
+  // Hidden, so that the compiler never loads it a third time: it may have changed by then.
+  value = {entry, key_in_entry, hide_from_optimizer(std::uint64_t{value_bytes})};
   return FastResult::found;
 }
 
@@ -279,7 +280,8 @@ WHYCACHE_INLINE_AVX2 FastResult fast_look_up_any_size(const DirectoryCache& cach
     return FastResult::undecided;
   std::uint16_t value_bytes;
   std::memcpy(&value_bytes, entry + EntryWord::value_bytes_shift / 8, sizeof value_bytes);
-  value = {entry, key_in_entry, value_bytes};
+  // Hidden, so that the compiler never loads it a third time: it may have changed by then.
+  value = {entry, key_in_entry, hide_from_optimizer(std::uint64_t{value_bytes})};
   return FastResult::found;
 }
 
