@@ -214,8 +214,9 @@ class RedisTls final : public RedisTransport {
 }  // namespace
 
 void prepare_redis_tls() {
+  // Before the static: a child forked while another thread initializes it would wait forever.
+  const ForkExclusion::NoForkSection inside(redis_tls_fork_exclusion());
   static const bool is_prepared = [] {
-    const ForkExclusion::NoForkSection inside(redis_tls_fork_exclusion());
     OPENSSL_init_ssl(0, nullptr);
     // Runs before the handler of OpenSSL, which that call registers: a thread that still connects
     // would use what it destroys.

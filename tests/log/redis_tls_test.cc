@@ -2,9 +2,13 @@
 // connection keeps the promises of a plain one. Built without the rest of the library, too, see
 // redis_tls/redis_tls_test.py.
 #include <gtest/gtest.h>
+#include <pthread.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
+#include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <memory>
 #include <random>
@@ -16,6 +20,7 @@
 
 #include "log/child.h"
 #include "log/redis_store.h"
+#include "log/redis_tls.h"
 #include "support/certificate_authority.h"
 #include "support/program.h"
 #include "support/redis_server.h"
@@ -78,6 +83,47 @@ std::string update_of(TierStore& store, UpdateId id) {
   const auto found = store.get_updates(prefix, id, id);
   return found && (*found)[0] ? (*found)[0]->bytes : "";
 }
+
+// Returns whether this process runs the current test alone, with these variables of the
+// environment. If not, starts a process that does, and expects that it passes.
+bool runs_alone(const std::string& variables = "") {
+  if (std::getenv("WHYCACHE_TEST_ALONE") != nullptr) return true;
+  const ::testing::TestInfo& test = *::testing::UnitTest::GetInstance()->current_test_info();
+  const std::string program = std::filesystem::read_symlink("/proc/self/exe").string();
+  const std::string command = variables + " WHYCACHE_TEST_ALONE=1 '" + program +
+                              "' --gtest_filter=" + test.test_suite_name() + '.' + test.name();
+  EXPECT_EQ(std::system(command.c_str()), 0) << command;
+  return false;
+}
+
+// --- Preparation. ---
+
+std::atomic<bool> prepares_during_fork{false};
+std::thread preparing_thread;
+
+void prepare_tls_during_fork() {
+  if (!prepares_during_fork.exchange(false)) return;
+  preparing_thread = std::thread(prepare_redis_tls);
+  std::this_thread::sleep_for(milliseconds(200));
+}
+// Such handlers run in reverse order. This one runs after that of the library, which lets no thread
+// into OpenSSL until the process has forked.
+[[gnu::constructor(101)]] void register_before_the_library() {
+  ::pthread_atfork(prepare_tls_during_fork, nullptr, nullptr);
+}
+
+TEST(RedisTlsPreparation, child_forked_while_another_thread_prepares_can_prepare) {
+  if (!runs_alone()) return;
+  prepares_during_fork = true;
+  Child child([] {
+    ::alarm(20);
+    prepare_redis_tls();
+  });
+  EXPECT_EQ(child.wait(), 0);
+  preparing_thread.join();
+}
+
+// --- Connections. ---
 
 class RedisTls : public ::testing::Test {
  protected:
