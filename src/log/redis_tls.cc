@@ -50,6 +50,12 @@ std::string openssl_reason(const std::string& otherwise) {
   return reason != nullptr ? reason : otherwise;
 }
 
+// Throws the reason why OpenSSL made nothing: its configuration may leave it without algorithms.
+[[noreturn]] void throw_unusable_openssl() {
+  if (ERR_GET_REASON(ERR_peek_error()) == ERR_R_MALLOC_FAILURE) throw std::bad_alloc();
+  throw RedisFailure{true, "TLS: OpenSSL cannot be used: " + openssl_reason("unknown reason")};
+}
+
 // Throws Error(invalid) unless OpenSSL has accepted a file.
 void check_file(bool is_accepted, const std::string& option, const std::string& path) {
   if (is_accepted) return;
@@ -74,7 +80,7 @@ struct FreeConnection {
 
 std::unique_ptr<SSL_CTX, FreeContext> make_context(const RedisServer& server) {
   std::unique_ptr<SSL_CTX, FreeContext> context(SSL_CTX_new(TLS_client_method()));
-  if (context == nullptr) throw std::bad_alloc();
+  if (context == nullptr) throw_unusable_openssl();
   SSL_CTX_set_min_proto_version(context.get(), TLS1_2_VERSION);
   SSL_CTX_set_verify(context.get(), SSL_VERIFY_PEER, nullptr);
   // No terminal is asked for the passphrase of a key.
@@ -97,7 +103,7 @@ std::unique_ptr<SSL_CTX, FreeContext> make_context(const RedisServer& server) {
 std::unique_ptr<SSL, FreeSession> make_session(const RedisServer& server) {
   const std::unique_ptr<SSL_CTX, FreeContext> context = make_context(server);
   std::unique_ptr<SSL, FreeSession> session(SSL_new(context.get()));
-  if (session == nullptr) throw std::bad_alloc();
+  if (session == nullptr) throw_unusable_openssl();
   const std::string& host = server.address.host;
   unsigned char bytes[sizeof(in6_addr)];
   const bool is_address = ::inet_pton(AF_INET, host.c_str(), bytes) == 1 ||

@@ -59,6 +59,8 @@ std::string next_step_for_tls(std::string_view failure_reason, std::string_view 
     return " (the server refused the certificate of this machine: correct or renew " +
            certificate_and_key + ")";
   }
+  if (has("openssl cannot be used"))
+    return " (correct the configuration of OpenSSL: openssl.cnf, or what OPENSSL_CONF names)";
   if (has("expired")) return " (renew the certificate of the server)";
   if (has("not yet valid") || has("not activated"))
     return " (correct the clock of this machine, or the certificate of the server)";

@@ -19,8 +19,10 @@
 #include <whycache/error.h>
 
 #include "log/child.h"
+#include "log/memory_log.h"
 #include "log/redis_store.h"
 #include "log/redis_tls.h"
+#include "log/tiered_log.h"
 #include "support/certificate_authority.h"
 #include "support/program.h"
 #include "support/redis_server.h"
@@ -121,6 +123,31 @@ TEST(RedisTlsPreparation, child_forked_while_another_thread_prepares_can_prepare
   });
   EXPECT_EQ(child.wait(), 0);
   preparing_thread.join();
+}
+
+TEST(RedisTlsPreparation, log_is_appended_and_read_while_openssl_has_no_ciphers) {
+  const testing::TemporaryDirectory directory;
+  const std::string configuration = directory.file("openssl.cnf");
+  std::ofstream(configuration) << "openssl_conf = top\n[top]\nproviders = all\n"
+                                  "[all]\nbase = base_provider\n[base_provider]\nactivate = 1\n";
+  if (!runs_alone("OPENSSL_CONF=" + configuration)) return;
+  const RedisTestServer redis;
+  TieredLog log(
+      MemoryLog::shared("tls"),
+      [&] {
+        return std::make_unique<RedisStore>(redis_at("127.0.0.1", redis.port(), ""), seconds(4));
+      },
+      TierOptions{});
+  EXPECT_EQ(log.append(1, "update"), Log::Appended::yes);
+  UpdateId read = 0;
+  log.poll(1, std::nullopt, [&](UpdateId id, std::string_view) {
+    read = id;
+    return true;
+  });
+  EXPECT_EQ(read, 1U);
+  expect_error(
+      ErrorKind::unavailable, [&] { log.wait(1, seconds(5)); }, "OpenSSL cannot be used",
+      "openssl.cnf");
 }
 
 // --- Connections. ---
