@@ -366,7 +366,7 @@ Error MysqlLog::connect_error(const MysqlServer& server, const MysqlFailure& fai
                  message + " (create it: CREATE DATABASE `" + server.database + "`)");
   }
   if (failure.code == CR_AUTH_PLUGIN_CANNOT_LOAD) return Error(ErrorKind::invalid, message);
-  if (failure.code == CR_SSL_CONNECTION_ERROR && is_tls_trust_failure(failure.reason)) {
+  if (failure.code == CR_SSL_CONNECTION_ERROR && is_tls_refusal(failure.reason)) {
     // Once a log is open, its url was right: it is the server that has changed.
     const bool is_servers_fault = is_open_ || is_expired_certificate(failure.reason);
     return Error(is_servers_fault ? ErrorKind::unavailable : ErrorKind::invalid,

@@ -272,7 +272,7 @@ Error PostgresLog::connect_error(const PostgresServer& server, const PostgresFai
       contains(failure.reason, "expected authentication request")) {
     return Error(ErrorKind::invalid, message + " (this is not a PostgreSQL server)");
   }
-  if (failure.sqlstate.empty() && is_tls_trust_failure(failure.reason)) {
+  if (failure.sqlstate.empty() && is_tls_refusal(failure.reason)) {
     // Once a log is open, its url was right: it is the server that has changed.
     const bool is_servers_fault = is_open_ || is_expired_certificate(failure.reason);
     return Error(is_servers_fault ? ErrorKind::unavailable : ErrorKind::invalid,

@@ -207,7 +207,7 @@ class RedisTls final : public RedisTransport {
       return {true, std::string("TLS: certificate: ") + X509_verify_cert_error_string(result)};
     const std::string reason = openssl_reason("");
     if (reason == "wrong version number") return {true, "TLS: server does not support it"};
-    if (is_tls_trust_failure(reason)) return {true, "TLS: " + reason};
+    if (is_tls_refusal(reason)) return {true, "TLS: " + reason};
     if (!reason.empty()) return {false, "TLS: " + reason};
     return {false, connection_->err != 0 ? connection_->errstr : "server closed the connection"};
   }

@@ -1,7 +1,7 @@
 #include "log/tls_failure.h"
 
 #include <algorithm>
-#include <iterator>
+#include <initializer_list>
 
 namespace whycache {
 namespace {
@@ -29,19 +29,34 @@ bool contains_words(std::string_view text, std::string_view words) {
   return false;
 }
 
-// Whether the server rejected this machine. An alert is what the other side says.
+// An alert is what the other side says: "sslv3 alert bad certificate".
 bool is_alert(std::string_view reason) { return contains(reason, " alert "); }
+
+bool contains_any(std::string_view reason, std::initializer_list<std::string_view> phrases) {
+  return std::any_of(phrases.begin(), phrases.end(),
+                     [&](std::string_view phrase) { return contains_words(reason, phrase); });
+}
+
+// Whether the sides have no version of the protocol, or no algorithm, in common.
+bool has_nothing_in_common(std::string_view reason) {
+  return contains_any(
+      reason, {"protocol version", "unsupported protocol", "no protocols available",
+               "insufficient security", "no shared cipher", "wrong cipher returned",
+               "wrong ssl version", "no suitable signature algorithm", "wrong signature type",
+               "key too small", "md too weak", "unsafe legacy renegotiation disabled"});
+}
 
 }  // namespace
 
-bool is_tls_trust_failure(std::string_view failure_reason) {
+bool is_tls_refusal(std::string_view failure_reason) {
   const std::string reason = in_lower_case(failure_reason);
-  constexpr std::string_view phrases[] = {
-      "certificate",      "certificates",     "validation",       "hostname",
-      "host name",        "no such file",     "ssl is required",  "tls is required",
-      "does not support", "private key file", "alert unknown ca", "alert access denied"};
-  return std::any_of(std::begin(phrases), std::end(phrases),
-                     [&](std::string_view phrase) { return contains_words(reason, phrase); });
+  // GnuTLS does not say which alert it has received.
+  if (is_alert(reason) && !contains(reason, "alert has been received"))
+    return !contains(reason, "alert internal error");
+  return has_nothing_in_common(reason) ||
+         contains_any(reason, {"certificate", "certificates", "validation", "hostname", "host name",
+                               "no such file", "ssl is required", "tls is required",
+                               "does not support", "private key file"});
 }
 
 bool is_expired_certificate(std::string_view failure_reason) {
@@ -55,6 +70,19 @@ std::string next_step_for_tls(std::string_view failure_reason, std::string_view 
   const auto has = [&](std::string_view words) { return contains(reason, words); };
   const std::string ca = prefix + "tls_ca";
   const std::string certificate_and_key = prefix + "tls_cert and " + prefix + "tls_key";
+  if (has_nothing_in_common(reason))
+    return " (enable TLS 1.2 or 1.3 at the server, with ciphers and keys that OpenSSL here "
+           "accepts)";
+  // A server that asks for a certificate says this, too, if it gets none by TLS 1.2.
+  if (has("alert handshake failure")) {
+    return " (name a certificate with " + certificate_and_key +
+           " if the server asks for one; otherwise enable ciphers at the server that OpenSSL here "
+           "accepts)";
+  }
+  const bool is_about_certificate = contains_any(
+      reason, {"certificate", "unknown ca", "access denied", "decrypt error", "been received"});
+  if (is_alert(reason) && !is_about_certificate)
+    return " (the server refused the connection: its log says why)";
   if (is_alert(reason)) {
     return " (the server refused the certificate of this machine: correct or renew " +
            certificate_and_key + ")";

@@ -7,9 +7,9 @@
 
 namespace whycache {
 
-// Whether TLS failed because one side does not trust the other, as opposed to a connection that
-// broke.
-bool is_tls_trust_failure(std::string_view reason);
+// Whether TLS failed because one side refuses the other, as opposed to a connection that broke or a
+// side that failed.
+bool is_tls_refusal(std::string_view reason);
 
 // Whether time alone made the certificate of the server invalid.
 bool is_expired_certificate(std::string_view reason);

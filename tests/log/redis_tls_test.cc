@@ -14,6 +14,7 @@
 #include <random>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <whycache/error.h>
@@ -47,14 +48,22 @@ constexpr char prefix[] = "whycache2:test:";
 class TlsRedis {
  public:
   TlsRedis(const CertificateAuthority& authority, const std::string& certificate,
-           const std::string& asks_clients = "no")
-      : server_({"--tls-port", std::to_string(port_), "--tls-cert-file", certificate,
-                 "--tls-key-file", authority.key(), "--tls-ca-cert-file", authority.ca(),
-                 "--tls-auth-clients", asks_clients}) {}
+           const std::vector<std::string>& options = {"--tls-auth-clients", "no"})
+      : server_(with_tls(authority, certificate, options)) {}
   std::uint16_t port() const { return port_; }
   RedisTestServer& server() { return server_; }
 
  private:
+  std::vector<std::string> with_tls(const CertificateAuthority& authority,
+                                    const std::string& certificate,
+                                    const std::vector<std::string>& options) const {
+    std::vector<std::string> all = {"--tls-port",         std::to_string(port_), "--tls-cert-file",
+                                    certificate,          "--tls-key-file",      authority.key(),
+                                    "--tls-ca-cert-file", authority.ca()};
+    all.insert(all.end(), options.begin(), options.end());
+    return all;
+  }
+
   const std::uint16_t port_ = testing::free_port();
   RedisTestServer server_;
 };
@@ -202,14 +211,34 @@ TEST_F(RedisTls, port_without_tls_is_refused) {
 }
 
 TEST_F(RedisTls, server_that_asks_for_a_certificate_gets_one_or_the_refusal_says_so) {
-  const TlsRedis redis(authority, authority.certificate(), "yes");
-  RedisServer server = redis_at("127.0.0.1", redis.port(), authority.ca());
-  expect_refusal(server, "certificate required", "redis_tls_cert");
-  server.tls_certificate = authority.certificate();
-  server.tls_key = authority.key();
-  RedisStore store(server, seconds(4));
-  EXPECT_TRUE(publish(store, 1, "body"));
-  EXPECT_EQ(update_of(store, 1), "body");
+  for (const auto& [protocol, refusal] :
+       {std::pair("TLSv1.2", "handshake failure"), std::pair("TLSv1.3", "certificate required")}) {
+    SCOPED_TRACE(protocol);
+    const TlsRedis redis(authority, authority.certificate(),
+                         {"--tls-auth-clients", "yes", "--tls-protocols", protocol});
+    RedisServer server = redis_at("127.0.0.1", redis.port(), authority.ca());
+    expect_refusal(server, refusal, "redis_tls_cert");
+    server.tls_certificate = authority.certificate();
+    server.tls_key = authority.key();
+    RedisStore store(server, seconds(4));
+    EXPECT_TRUE(publish(store, 1, "body"));
+    EXPECT_EQ(update_of(store, 1), "body");
+  }
+}
+
+TEST_F(RedisTls, server_that_speaks_only_an_older_protocol_is_refused) {
+  const TlsRedis redis(authority, authority.certificate(),
+                       {"--tls-auth-clients", "no", "--tls-protocols", "TLSv1.1", "--tls-ciphers",
+                        "ALL:@SECLEVEL=0"});
+  expect_refusal(redis_at("127.0.0.1", redis.port(), authority.ca()), "protocol", "TLS 1.2 or 1.3");
+}
+
+TEST_F(RedisTls, server_without_a_common_cipher_is_refused) {
+  const TlsRedis redis(
+      authority, authority.certificate(),
+      {"--tls-auth-clients", "no", "--tls-protocols", "TLSv1.2", "--tls-ciphers", "PSK"});
+  expect_refusal(redis_at("127.0.0.1", redis.port(), authority.ca()), "handshake failure",
+                 "ciphers");
 }
 
 TEST_F(RedisTls, file_that_cannot_be_used_is_named) {
