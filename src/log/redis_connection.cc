@@ -243,7 +243,8 @@ void RedisConnection::start_tls(const RedisServer& server, const Deadline& deadl
       std::chrono::duration_cast<std::chrono::milliseconds>(deadline.time_left() / 2));
   transport_ = make_redis_tls(server, socket_.number());
   while (const short events = transport_->shake_hands()) {
-    if (wait_for_socket(events, end)) continue;
+    // Parts of a handshake may arrive all the time.
+    if (!end.passed() && wait_for_socket(events, end)) continue;
     // A server without TLS waits for the rest of a command.
     if (answers_without_tls(server.address, deadline))
       throw RedisFailure{true, "TLS: server does not support it at this port"};

@@ -34,6 +34,9 @@ namespace whycache {
 namespace {
 
 constexpr std::chrono::milliseconds tls_exit_delay_max{500};
+// A server sends so many records to an idle connection before it closes it: OpenSSL's sends two
+// tickets.
+constexpr int idle_records_max = 8;
 
 // Connecting holds mutexes of OpenSSL for moments. fork() waits for a thread inside, but not for
 // long.
@@ -104,6 +107,9 @@ std::unique_ptr<SSL, FreeSession> make_session(const RedisServer& server) {
   const std::unique_ptr<SSL_CTX, FreeContext> context = make_context(server);
   std::unique_ptr<SSL, FreeSession> session(SSL_new(context.get()));
   if (session == nullptr) throw_unusable_openssl();
+  // One record at a time: a server that sends tickets without end must not keep a thread in
+  // SSL_read() beyond its deadline.
+  SSL_clear_mode(session.get(), SSL_MODE_AUTO_RETRY);
   const std::string& host = server.address.host;
   unsigned char bytes[sizeof(in6_addr)];
   const bool is_address = ::inet_pton(AF_INET, host.c_str(), bytes) == 1 ||
@@ -178,11 +184,14 @@ class RedisTls final : public RedisTransport {
   }
   bool has_received() const noexcept override { return SSL_pending(session_) > 0; }
 
-  // Tickets of sessions may have arrived; answers have not.
+  // Tickets of sessions may have arrived, each of which takes one call; answers have not.
   bool is_alive() noexcept override {
     try {
-      char unexpected;
-      return receive(&unexpected, 1) == 0;
+      for (int record = 0; record < idle_records_max; ++record) {
+        char unexpected;
+        if (receive(&unexpected, 1) != 0) return false;
+      }
+      return true;
     } catch (...) {
       return false;
     }
