@@ -77,6 +77,8 @@ end
 local top = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
 local last = parse(top)
 local first = parse(redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1])
+-- The stream may be evicted by itself, and leave bytes that none of its entries will name.
+if not top then redis.call('DEL', bodies) end
 local is_foreign = top and not (first and last)
 local rebuild = is_foreign
 local keep_after = true

@@ -242,6 +242,13 @@ TEST_F(RedisStoreTest, hash_keeps_only_what_the_stream_names) {
   EXPECT_EQ(updates(1, 9), "2=short");
   publish_without_head(1, body('a'));
   EXPECT_EQ(updates(1, 9), "1=" + body('a') + " 2=short");
+  // The stream, too.
+  client.run({"DEL", client.run({"KEYS", "*updates"}).at(0)});
+  publish_without_head(7, body('g'));
+  EXPECT_EQ(fields(), (std::vector<std::string>{"7"}));
+  client.run({"DEL", client.run({"KEYS", "*updates"}).at(0)});
+  publish_without_head(8, "short");
+  EXPECT_EQ(fields(), (std::vector<std::string>{}));
 }
 
 // This bounds how long the script runs.
