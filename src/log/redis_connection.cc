@@ -50,6 +50,8 @@ RedisFailure lost(const std::string& what, int error = errno) {
   return {false, what + ": " + std::system_category().message(error)};
 }
 
+RedisFailure no_answer() { return {false, "no answer before the deadline"}; }
+
 class PlainTransport final : public RedisTransport {
  public:
   explicit PlainTransport(int socket) : socket_(socket) {}
@@ -143,6 +145,11 @@ redisReplyObjectFunctions* reply_functions() {
   return &functions;
 }
 
+void check_reply(const RedisReply& reply) {
+  if (reply.kind == RedisReply::Kind::error)
+    throw RedisFailure{!is_passing_redis_error(reply.text), shortened(reply.text)};
+}
+
 std::string field_of(const std::string& info, const std::string& name) {
   const std::size_t at = info.find('\n' + name + ':');
   if (at == std::string::npos) return {};
@@ -218,7 +225,9 @@ RedisConnection::RedisConnection(const RedisServer& server, const Deadline& dead
   connect(server.address, deadline);
   if (server.verifies_tls) start_tls(server, deadline);
   log_in(server, deadline);
-  data_id_ = read_data_id(deadline);
+  const std::optional<std::uint64_t> data_id = read_data_id(deadline);
+  if (!data_id) throw no_answer();
+  data_id_ = *data_id;
 }
 
 RedisConnection::~RedisConnection() = default;
@@ -330,12 +339,10 @@ void RedisConnection::connect(const ServerAddress& address, const Deadline& dead
   transport_ = std::make_unique<PlainTransport>(socket_.number());
 }
 
-RedisReply RedisConnection::run(std::span<const std::string_view> words, const Deadline& deadline) {
-  std::optional<RedisReply> reply = await(send(words), deadline);
-  if (!reply) throw RedisFailure{false, "no answer before the deadline"};
-  if (reply->kind == RedisReply::Kind::error)
-    throw RedisFailure{!is_passing_redis_error(reply->text), shortened(reply->text)};
-  return std::move(*reply);
+void RedisConnection::run(std::span<const std::string_view> words, const Deadline& deadline) {
+  const std::optional<RedisReply> reply = await(send(words), deadline);
+  if (!reply) throw no_answer();
+  check_reply(*reply);
 }
 
 void RedisConnection::log_in(const RedisServer& server, const Deadline& deadline) {
@@ -360,14 +367,27 @@ void RedisConnection::log_in(const RedisServer& server, const Deadline& deadline
 }
 
 // run_id differs after each restart; master_replid, after a replica became the primary.
-std::uint64_t RedisConnection::read_data_id(const Deadline& deadline) {
+std::optional<std::uint64_t> RedisConnection::read_data_id(const Deadline& deadline) {
   const std::string_view server[] = {"INFO", "server"};
   const std::string_view replication[] = {"INFO", "replication"};
-  const std::string run_id = field_of(run(server, deadline).text, "run_id");
-  const std::string history = field_of(run(replication, deadline).text, "master_replid");
+  const std::uint64_t numbers[] = {send(server), send(replication)};
+  std::string infos[2];
+  for (int i = 0; i < 2; ++i) {
+    std::optional<RedisReply> reply = await(numbers[i], deadline);
+    if (!reply) return std::nullopt;
+    check_reply(*reply);
+    infos[i] = std::move(reply->text);
+  }
+  const std::string run_id = field_of(infos[0], "run_id");
+  const std::string history = field_of(infos[1], "master_replid");
   if (run_id.empty() || history.empty())
     throw RedisFailure{true, "server does not say its run_id and master_replid"};
   return hash64(run_id + ' ' + history);
+}
+
+std::optional<bool> RedisConnection::has_same_data(const Deadline& deadline) {
+  const std::optional<std::uint64_t> data_id = read_data_id(deadline);
+  return data_id ? std::optional(*data_id == data_id_) : std::nullopt;
 }
 
 std::string RedisConnection::keys_of(const std::string& prefix) const {

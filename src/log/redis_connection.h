@@ -64,8 +64,9 @@ class RedisConnection {
   // Returns what the keys of a log begin with there.
   std::string keys_of(const std::string& prefix) const;
   // Whether the server still has that data. It may have become a replica of another one without
-  // closing the connection. Takes two round trips. Throws RedisFailure.
-  bool has_same_data(const Deadline& deadline) { return read_data_id(deadline) == data_id_; }
+  // closing the connection. Takes a round trip. Returns nullopt if the deadline passes first.
+  // Throws RedisFailure.
+  std::optional<bool> has_same_data(const Deadline& deadline);
   // Whether the server has not closed the connection. Takes no round trip.
   bool is_alive() noexcept { return transport_->is_alive(); }
   // Since when an answer is awaited; 0: none is.
@@ -75,18 +76,18 @@ class RedisConnection {
 
   // Queues a command. Returns its number.
   std::uint64_t send(std::span<const std::string_view> words);
-  // Returns the answer to a command, which is the latest or was the latest awaited. Returns nullopt
-  // if the deadline passes first; the caller may ask again. Throws RedisFailure if the connection
-  // is lost.
+  // Returns the answer to a command, and drops those to commands before it: several that were sent
+  // have to be awaited in their order. Returns nullopt if the deadline passes first; the caller may
+  // ask again. Throws RedisFailure if the connection is lost.
   std::optional<RedisReply> await(std::uint64_t number, const Deadline& deadline);
 
  private:
   void connect(const ServerAddress& address, const Deadline& deadline);
   void start_tls(const RedisServer& server, const Deadline& deadline);
   bool answers_without_tls(const ServerAddress& address, const Deadline& deadline);
-  RedisReply run(std::span<const std::string_view> words, const Deadline& deadline);
+  void run(std::span<const std::string_view> words, const Deadline& deadline);
   void log_in(const RedisServer& server, const Deadline& deadline);
-  std::uint64_t read_data_id(const Deadline& deadline);
+  std::optional<std::uint64_t> read_data_id(const Deadline& deadline);
   // Returns false if the deadline passes first.
   bool wait_for_socket(short events, const Deadline& deadline);
   void receive();

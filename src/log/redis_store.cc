@@ -297,6 +297,12 @@ void RedisStore::mark_unavailable() {
   unavailable_until_.emplace(redis_retry_delay);
 }
 
+// A limit of the caller that is shorter than the timeout tells nothing of the server.
+void RedisStore::note_no_answer(std::int64_t began_at_ns) {
+  if (boot_time_ns() - began_at_ns >= std::chrono::nanoseconds(timeout_).count())
+    mark_unavailable();
+}
+
 void RedisStore::note_problem(std::string problem, bool of_writes_only) {
   const MutexLock lock(waiters_->mutex);
   waiters_->problem = std::move(problem);
@@ -354,8 +360,7 @@ std::optional<RedisReply> RedisStore::request(
       reply = connection_->await(connection_->send(views), deadline);
     }
     if (!reply) {
-      // A limit of the caller that is shorter tells nothing of the server.
-      if (boot_time_ns() - began_at_ns >= timeout_ns) mark_unavailable();
+      note_no_answer(began_at_ns);
       return std::nullopt;
     }
     last_answer_at_ns_ = boot_time_ns();
@@ -401,13 +406,22 @@ std::optional<TierStore::HeadAndLease> RedisStore::get_head(const std::string& p
 // Whether the answer before came from the data that the connection was made to. A primary that has
 // become a replica keeps its connections.
 bool RedisStore::is_same_server() {
+  const std::int64_t began_at_ns = boot_time_ns();
   try {
-    if (connection_->has_same_data(CallLimit::deadline(timeout_))) return true;
-    connection_.reset();
+    const std::optional<bool> is_same = connection_->has_same_data(CallLimit::deadline(timeout_));
+    if (!is_same) {
+      note_no_answer(began_at_ns);
+    } else if (!*is_same) {
+      connection_.reset();
+    }
+    return is_same.value_or(false);
   } catch (const RedisFailure&) {
     mark_unavailable();
+    return false;
+  } catch (...) {  // out of memory, perhaps while an answer was parsed
+    connection_.reset();
+    throw;
   }
-  return false;
 }
 
 std::optional<std::vector<std::optional<TierStore::StoredUpdate>>> RedisStore::get_updates(

@@ -97,6 +97,7 @@ class RedisStore final : public TierStore {
               std::chrono::seconds duration, bool only_if_absent);
   bool is_same_server();
   void mark_unavailable();
+  void note_no_answer(std::int64_t began_at_ns);
   void note_refusal(const std::string& error);
   void note_problem(std::string problem, bool of_writes_only = false);
   // A problem that was not reported yet is over.

@@ -170,7 +170,8 @@ class TieredLog final : public Log {
   // Requests are made by the thread that holds mutex_.
   const std::unique_ptr<TierStore> tier_;
 
-  // Held during requests to the tier. Each takes options_.timeout at most; publish() may make many.
+  // Held during requests to the tier. Each takes options_.timeout at most, and a call may make
+  // several, as log/tier_store.h says.
   TimedMutex mutex_;
   HeadTracker tracker_ WHYCACHE_GUARDED_BY(mutex_);
   // The poll lease that poll_tier() got. The next poll of the log takes it.

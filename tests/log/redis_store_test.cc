@@ -749,6 +749,16 @@ TEST_F(RedisStoreTest, short_deadline_of_a_caller_leaves_the_connection_usable) 
   EXPECT_EQ(found->head->bytes, "head 1");
 }
 
+// After a new head record, the store asks whether the server is still the same.
+TEST(RedisStoreLies, short_deadline_of_a_caller_says_nothing_of_a_server_that_answers_half) {
+  LyingServer server(hello_of_liar() + "*2\r\n$4\r\nhead\r\n$-1\r\n");
+  RedisStore store(redis_at_port(server.port()), seconds(60));
+  const Deadline deadline(milliseconds(50));
+  const CallLimit limit(deadline);
+  EXPECT_FALSE(store.get_head(key_prefix).has_value());
+  EXPECT_TRUE(store.is_available());
+}
+
 TEST_F(RedisStoreTest, connection_closed_while_idle_is_opened_again) {
   ASSERT_EQ(publish(1, {"a"}), HeadResult::stored);
   RedisClient(*server).run({"CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"});
