@@ -351,7 +351,10 @@ std::optional<RedisReply> RedisStore::request(
       connection_.reset();
     if (!connection_) {
       connection_ = connect_redis(server_, timeout_, deadline, attempt_);
-      if (connection_) data_id_.store(connection_->data_id(), std::memory_order_relaxed);
+      if (connection_) {
+        data_id_.store(connection_->data_id(), std::memory_order_relaxed);
+        read_only_until_ns_ = 0;  // it may lead to another server
+      }
     }
     std::optional<RedisReply> reply;
     if (connection_) {

@@ -121,7 +121,8 @@ class RedisStore final : public TierStore {
   std::optional<RedisConnectionAttempt> attempt_;
   std::optional<Deadline> unavailable_until_;
   std::int64_t last_answer_at_ns_ = 0;
-  // Until then the server, a replica, is not asked to store anything; 0: it is no replica.
+  // Until then the server of `connection_`, a replica, is not asked to store anything; 0: it is no
+  // replica.
   std::int64_t read_only_until_ns_ = 0;
   // Hash of the head record that get_head() returned last; 0: there was none.
   std::uint64_t last_head_hash_ = 0;

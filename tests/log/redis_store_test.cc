@@ -555,6 +555,19 @@ TEST_F(RedisStoreTest, replica_costs_no_connection_per_request) {
   EXPECT_EQ(updates_by(*other, 1, 1), "1=a") << "under the keys of the primary that it is now";
 }
 
+TEST_F(RedisStoreTest, new_connection_to_a_promoted_replica_is_written_to_at_once) {
+  RedisTestServer replica({"--replicaof", "127.0.0.1 " + std::to_string(server->port()),
+                           "--repl-diskless-sync-delay", "0"});
+  expect_replicating(replica);
+  RedisStore store_of_replica(redis_at(replica.address()), seconds(2));
+  EXPECT_EQ(publish_by(store_of_replica, 1, {"a"}), HeadResult::failed);
+  RedisClient client(replica);
+  client.run({"REPLICAOF", "NO", "ONE"});
+  client.run({"CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"});
+  std::this_thread::sleep_for(milliseconds(1'100));
+  EXPECT_EQ(publish_by(store_of_replica, 1, {"a"}), HeadResult::stored);
+}
+
 // The script is longer than most updates.
 TEST_F(RedisStoreTest, script_is_sent_once) {
   RedisClient client(*server);
