@@ -1,6 +1,7 @@
 #include "log/redis_check.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <optional>
 #include <string_view>
 
@@ -13,32 +14,50 @@ namespace {
 // What an error begins with: "NOPERM" of "NOPERM this user has no permissions ...".
 std::string_view code_of(std::string_view error) { return error.substr(0, error.find(' ')); }
 
+// Commands that are sent together: a server far away takes a round trip for all of them.
 class RedisTrial {
  public:
   RedisTrial(RedisConnection& connection, const Deadline& deadline)
       : connection_(connection), deadline_(deadline) {}
 
-  // Notes a refusal as one of `name`.
+  // Sends a command. Its refusal is noted as one of `name`.
   void run(const std::vector<std::string>& words, const std::string& name) {
     const std::vector<std::string_view> views(words.begin(), words.end());
-    const std::optional<RedisReply> reply = connection_.await(connection_.send(views), deadline_);
-    if (!reply) throw RedisFailure{false, "no answer before the deadline: command=" + name};
-    if (reply->kind != RedisReply::Kind::error) return;
-    const auto same = std::find_if(refusals.begin(), refusals.end(), [&](const auto& refusal) {
-      return code_of(refusal.error) == code_of(reply->text);
-    });
-    RedisRefusal& refusal = same != refusals.end() ? *same : refusals.emplace_back();
-    if (refusal.error.empty()) refusal.error = reply->text;
-    if (std::find(refusal.commands.begin(), refusal.commands.end(), name) == refusal.commands.end())
-      refusal.commands.push_back(name);
+    sent_.push_back({connection_.send(views), name});
   }
   void run(const std::vector<std::string>& words) { run(words, words[0]); }
 
-  std::vector<RedisRefusal> refusals;
+  // Awaits all answers. Returns the refusals.
+  std::vector<RedisRefusal> finish() {
+    std::vector<RedisRefusal> refusals;
+    for (const auto& [number, name] : sent_) {
+      const std::optional<RedisReply> reply = connection_.await(number, deadline_);
+      if (!reply) throw RedisFailure{false, "no answer before the deadline: command=" + name};
+      if (reply->kind == RedisReply::Kind::error) add(refusals, reply->text, name);
+    }
+    return refusals;
+  }
 
  private:
+  struct SentCommand {
+    std::uint64_t number = 0;
+    std::string name;
+  };
+
+  static void add(std::vector<RedisRefusal>& refusals, const std::string& error,
+                  const std::string& name) {
+    const auto same = std::find_if(refusals.begin(), refusals.end(), [&](const auto& refusal) {
+      return code_of(refusal.error) == code_of(error);
+    });
+    RedisRefusal& refusal = same != refusals.end() ? *same : refusals.emplace_back();
+    if (refusal.error.empty()) refusal.error = error;
+    if (std::find(refusal.commands.begin(), refusal.commands.end(), name) == refusal.commands.end())
+      refusal.commands.push_back(name);
+  }
+
   RedisConnection& connection_;
   const Deadline& deadline_;
+  std::vector<SentCommand> sent_;
 };
 
 }  // namespace
@@ -71,14 +90,14 @@ std::vector<RedisRefusal> find_redis_refusals(RedisConnection& connection,
   for (const std::string& key : {text, stream, hash}) trial.run({"DEL", key});
   trial.run({"EVAL", script, "1", text});
   trial.run({"EVALSHA", Sha1::hex(script), "1", text});
-  if (log_prefix.empty()) return std::move(trial.refusals);
+  if (log_prefix.empty()) return trial.finish();
 
   const std::string keys = connection.keys_of(log_prefix);
   trial.run({"GET", keys + "head"}, "GET " + keys + "head");
   trial.run({"GET", keys + "ask"}, "GET " + keys + "ask");
   trial.run({"XRANGE", keys + "updates", "-", "+", "COUNT", "1"}, "XRANGE " + keys + "updates");
   trial.run({"HMGET", keys + "bodies", "1"}, "HMGET " + keys + "bodies");
-  return std::move(trial.refusals);
+  return trial.finish();
 }
 
 }  // namespace whycache

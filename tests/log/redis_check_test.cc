@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "support/redis_server.h"
+#include "support/tcp_proxy.h"
 #include "support/temporary_directory.h"
 
 namespace whycache {
@@ -43,6 +44,20 @@ TEST(RedisCheck, server_that_does_everything_keeps_nothing_of_it) {
   const RedisTestServer server;
   EXPECT_EQ(refusals_of(server_at(server), "whycache2:test:"), "");
   EXPECT_EQ(RedisClient(server).run({"DBSIZE"}).at(0), "0");
+}
+
+// Doctor asks for three seconds.
+TEST(RedisCheck, server_far_away_is_asked_in_few_round_trips) {
+  const RedisTestServer server;
+  testing::TcpProxy proxy(server.port());
+  testing::TcpProxy::ConnectionFaults faults;
+  faults.to_client.delay = std::chrono::milliseconds(150);
+  proxy.set_faults(faults);
+  RedisServer redis = server_at(server);
+  redis.address.port = proxy.port();
+  const Deadline deadline(seconds(3));
+  RedisConnection connection(redis, deadline);
+  EXPECT_TRUE(find_redis_refusals(connection, "whycache2:test:", deadline).empty());
 }
 
 TEST(RedisCheck, commands_that_a_user_may_not_use_are_named) {
