@@ -9,6 +9,7 @@
 
 #include "base/call_limit.h"
 #include "base/clock.h"
+#include "base/fork_handlers.h"
 #include "base/hash.h"
 #include "base/random.h"
 #include "log/log_checks.h"
@@ -70,9 +71,15 @@ TieredLog::TieredLog(std::shared_ptr<Log> log, MakeTierStore make_tier, TierOpti
     : log_(std::move(log)),
       make_tier_(std::move(make_tier)),
       options_(options),
+      owner_fork_count_(fork_count()),
       tier_(make_tier_()),
       tracker_(log_->extent(), options_.confirm_interval, options_.own_poll_interval,
                random_u64()) {}
+
+// In the child, a thread of the parent may seem to hold mutex_ for ever.
+TieredLog::~TieredLog() {
+  if (fork_count() != owner_fork_count_) static_cast<void>(last_served_update_.release());
+}
 
 std::unique_ptr<Log> TieredLog::reopen() {
   std::shared_ptr<Log> log = log_->reopen();
@@ -109,7 +116,7 @@ void TieredLog::record_extent(const Extent& extent) {
       }
     } catch (const std::bad_alloc&) {  // as if the tier had not answered
     }
-    last_served_update_ = {};
+    *last_served_update_ = {};
   }
   tracker_.record_extent(extent);
   has_released_connections_ = false;
@@ -257,7 +264,7 @@ void TieredLog::finish_log_poll(LogPoll poll, bool is_repeated, const Extent& ex
     if (poll.is_own_lease) own_poll.lease_id = poll.lease_id;
     if (found) own_poll.record_id = found->record.record_id;
     if (tracker_.record_own_poll(own_poll, extent.head, random_u64()))
-      last_served_update_ = tail.last();
+      *last_served_update_ = tail.last();
   }
   if (!head_chain) return;
   const bool is_known = found && found->record.record_id != 0 &&
@@ -428,7 +435,7 @@ HeadVerdict TieredLog::use_head_record(const HeadRecord& record,
     verdict = fetch_updates_to_head(record, first, updates);
   if (verdict == HeadVerdict::usable) {
     tracker_.record_used(record, polled_at_ns, now_ns);
-    last_served_update_ = updates.empty() ? CachedUpdate{} : updates.back();
+    *last_served_update_ = updates.empty() ? CachedUpdate{} : updates.back();
   }
   return verdict;
 }
@@ -443,8 +450,8 @@ HeadVerdict TieredLog::fetch_updates_to_head(const HeadRecord& record, UpdateId 
   std::size_t largest_bytes = 1;
   UpdateId count = updates_per_get_initial;
   for (UpdateId next = begin; next <= record.head;) {
-    if (next == last_served_update_.id) {
-      updates.push_back(last_served_update_);
+    if (next == last_served_update_->id) {
+      updates.push_back(*last_served_update_);
       ++next;
       continue;
     }
@@ -475,7 +482,7 @@ bool TieredLog::try_take_fill_lease(UpdateId id) {
 }
 
 std::optional<TieredLog::CachedUpdate> TieredLog::fetch_update(UpdateId id) {
-  if (id == last_served_update_.id) return last_served_update_;
+  if (id == last_served_update_->id) return *last_served_update_;
   auto found = tier_->get_updates(item_prefix(), id, id);
   if (!found || !(*found)[0] || (*found)[0]->is_too_large()) return std::nullopt;
   return CachedUpdate{id, std::move((*found)[0]->bytes)};

@@ -40,6 +40,9 @@
 // process read the tier last was published since: the log was polled after that time, less
 // publish_delay_ns. The record's poll lease was stored before the log was polled: if the tier still
 // has the lease, the poll is no older than the lease lasts.
+//
+// Forks. A child does not use the object of its parent, but reopen(). It may destroy it while a
+// thread of the parent seems to change it.
 #pragma once
 
 #include <chrono>
@@ -75,6 +78,7 @@ std::string tiered_item_prefix(const Extent& extent, const std::string& log_name
 class TieredLog final : public Log {
  public:
   TieredLog(std::shared_ptr<Log> log, MakeTierStore make_tier, TierOptions options);
+  ~TieredLog() override;
 
   // The name of the log behind the tier: both are the same log.
   std::string name() const override { return log_->name(); }
@@ -167,6 +171,7 @@ class TieredLog final : public Log {
   const std::shared_ptr<Log> log_;
   const MakeTierStore make_tier_;
   const TierOptions options_;
+  const std::uint64_t owner_fork_count_;  // fork_count() of the process that created this
   // Requests are made by the thread that holds mutex_.
   const std::unique_ptr<TierStore> tier_;
 
@@ -180,7 +185,9 @@ class TieredLog final : public Log {
   std::int64_t last_append_at_ns_ WHYCACHE_GUARDED_BY(mutex_) = 0;
   bool has_released_connections_ WHYCACHE_GUARDED_BY(mutex_) = false;
   // The last update that was handed out: followers ask for it again, to verify the next one.
-  CachedUpdate last_served_update_ WHYCACHE_GUARDED_BY(mutex_);
+  // Leaked by a child of a fork, which another thread may have cut off while it assigned.
+  std::unique_ptr<CachedUpdate> last_served_update_ WHYCACHE_GUARDED_BY(mutex_) =
+      std::make_unique<CachedUpdate>();
 
   // A call that the log has answered must not wait for the requests of other threads. It leaves the
   // outcome here, and the next call that holds mutex_ records it first. Held for moments.
