@@ -344,6 +344,32 @@ TEST(BackgroundFollower, log_that_cannot_notify_is_polled_and_that_is_reported_o
   EXPECT_EQ(events.count(Event::Kind::polling), 1);
 }
 
+// The replaced file has another hard link, so that even root refuses it.
+TEST(BackgroundFollower, state_that_becomes_unusable_during_a_wait_is_not_reported_as_polling) {
+  Fleet fleet("sqlite");
+  Cache deleter = fleet.open("berlin");
+  deleter.set("key", "0");
+  fleet.open("tokyo").update();
+  std::filesystem::create_hard_link(fleet.state_path("tokyo"), fleet.state_path("tokyo") + ".link");
+  Events events;
+  Options options;
+  options.on_event = events.listener();
+  options.state_path = fleet.state_path("berlin");
+  Cache reader(std::make_unique<PolledLog>(fleet.log(), std::make_shared<std::atomic<int>>(0)),
+               options);
+  reader.update();
+  std::thread waiting([&] {
+    expect_error(ErrorKind::unavailable, [&] {
+      reader.update({.staleness_max = {}, .at_least = 99, .deadline = milliseconds(2'000)});
+    });
+  });
+  std::this_thread::sleep_for(milliseconds(300));
+  deleter.delete_shared_state();
+  std::filesystem::rename(fleet.state_path("tokyo"), fleet.state_path("berlin"));
+  waiting.join();
+  EXPECT_EQ(events.count(Event::Kind::polling), 0) << events.messages(Event::Kind::polling);
+}
+
 // A log that notifies, while nothing happens: no thread of the process runs.
 TEST(BackgroundFollower, idle_follower_makes_no_context_switches) {
   Fleet fleet;
