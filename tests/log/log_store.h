@@ -30,6 +30,9 @@ class LogStore {
   virtual bool is_shared_by_processes() const { return false; }
   // Whether the store may still run a request of a killed process for a moment, as a server does.
   virtual bool outlives_killed_clients() const { return false; }
+  // Whether the log must be able to wake its waiters in this store. False skips the tests of that
+  // if Log::notifies() says no.
+  virtual bool must_notify() const { return false; }
   // Opens another log in the same store. Returns nullptr if the store holds only one log.
   virtual std::unique_ptr<Log> open_other_instance() { return nullptr; }
   // Deletes the log without using it, as an administrator would. The next open() creates a new one.

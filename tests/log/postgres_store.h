@@ -33,6 +33,7 @@ class PostgresStore final : public LogStore {
   std::unique_ptr<Log> open() override { return open("default"); }
   std::unique_ptr<Log> open_other_instance() override { return open("other"); }
   bool is_shared_by_processes() const override { return true; }
+  bool must_notify() const override { return true; }
   bool outlives_killed_clients() const override { return true; }
   bool delete_externally() override {
     run("DROP TABLE whycache_logs; DROP TABLE whycache_updates; DROP TABLE whycache_parts");

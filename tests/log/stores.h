@@ -45,6 +45,7 @@ class MemoryStore final : public LogStore {
   std::unique_ptr<Log> open_other_instance() override {
     return MemoryLog::shared(name_ + "?instance=other");
   }
+  bool must_notify() const override { return true; }
 
  private:
   static std::string new_name() {
@@ -59,6 +60,7 @@ class FileStore final : public LogStore {
   std::unique_ptr<Log> open() override { return open("default"); }
   std::unique_ptr<Log> open_other_instance() override { return open("other"); }
   bool is_shared_by_processes() const override { return true; }
+  bool must_notify() const override { return true; }
   bool delete_externally() override { return std::filesystem::remove_all(directory()) > 0; }
   bool put_stray(UpdateId id, std::string_view bytes) override {
     FileStore other;
@@ -130,6 +132,7 @@ class SqliteStore final : public LogStore {
   std::unique_ptr<Log> open() override { return open("default"); }
   std::unique_ptr<Log> open_other_instance() override { return open("other"); }
   bool is_shared_by_processes() const override { return true; }
+  bool must_notify() const override { return true; }
   bool delete_externally() override {
     for (const char* suffix : {"", "-journal", "-wal", "-shm"})
       std::filesystem::remove(path() + suffix);

@@ -80,6 +80,7 @@ class TieredStore final : public LogStore {
     return with_tier(store_.open_other_instance());
   }
   bool is_shared_by_processes() const override { return store_.is_shared_by_processes(); }
+  bool must_notify() const override { return server_.kind() == testing::TierKind::redis; }
   bool outlives_killed_clients() const override { return store_.outlives_killed_clients(); }
   bool delete_externally() override {
     // While the tier still has the head of a deleted log, it may confirm that log for a few more
