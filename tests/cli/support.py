@@ -20,6 +20,9 @@ import tempfile
 import time
 import unittest
 
+sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "support"))
+from memory_directory import memory_directory  # noqa: E402
+
 _program = None
 NOBODY = 65534
 EXIT = {
@@ -36,16 +39,6 @@ EXIT = {
     "bug": 70,
 }
 ALL_BYTES = bytes(range(256))
-
-
-def memory_directory():
-    """Returns /dev/shm, if it has room for the data of a few database servers. None: the directory
-    for temporary files. Syncing a disk takes long, and no test here is about durability."""
-    directory = "/dev/shm"
-    if not os.access(directory, os.W_OK):
-        return None
-    space = os.statvfs(directory)
-    return directory if space.f_bavail * space.f_frsize >= 1 << 30 else None
 
 
 class Result:

@@ -34,6 +34,9 @@ import tempfile
 import threading
 import time
 
+sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "support"))
+from memory_directory import memory_directory  # noqa: E402
+
 # What the manual pages list and the kernel can return for correct arguments. EBADF and EFAULT are
 # left out: they would mean that the library passed a wrong argument.
 PATH = "EACCES ELOOP ENAMETOOLONG ENOENT ENOMEM ENOTDIR"
@@ -167,7 +170,7 @@ class Run:
 
     def __init__(self, programs, scenario, log):
         self.programs, self.scenario = programs, scenario
-        parent = programs.directory or ("/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
+        parent = programs.directory or memory_directory()
         self.directory = tempfile.mkdtemp(prefix="whycache-faults-", dir=parent)
         self.log = (f"file://{self.directory}/log" if log == "file"
                     else f"sqlite://{self.directory}/log.db")
@@ -385,7 +388,8 @@ def parse_arguments():
     parser.add_argument("--log", action="append", choices=("file", "sqlite"))
     parser.add_argument("--call", action="append")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
-    parser.add_argument("--directory", help="where the states are; default: /dev/shm")
+    parser.add_argument("--directory",
+                        help="where the states are; default: /dev/shm if it has room")
     parser.add_argument("--verbose", action="store_true")
     return parser.parse_intermixed_args()
 

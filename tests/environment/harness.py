@@ -19,6 +19,9 @@ import tempfile
 import time
 import unittest
 
+sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "support"))
+from memory_directory import memory_directory  # noqa: E402
+
 NOBODY = 65534
 SECONDS_MAX = 30  # of one program
 KINDS = {"invalid", "limit", "unavailable", "uncertain", "conflict", "refused", "corrupt"}
@@ -208,8 +211,7 @@ class Machine:
 
 class EnvironmentTest(unittest.TestCase):
     def setUp(self):
-        parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-        self.directory = tempfile.mkdtemp(prefix="whycache-environment-", dir=parent)
+        self.directory = tempfile.mkdtemp(prefix="whycache-environment-", dir=memory_directory())
         self.addCleanup(shutil.rmtree, self.directory, ignore_errors=True)
         self.host_count = 0
         self.machine = Machine(self, self.directory)
