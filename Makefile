@@ -51,9 +51,11 @@ demo:
 	cmake --build --preset release --parallel $(JOBS) --target whycache whycache-demo
 	build/release/bin/whycache-demo $(if $(DATA),--data $(DATA))
 
-# The last output is the summary of ctest. If tests fail, the ends of their outputs follow.
+# The last output is the summary of ctest, and what was not tested. If tests fail, the ends of their
+# outputs follow instead.
 test: build
 	ctest --preset dev $(CTEST_OPTIONS) || { scripts/print_failures.py build/dev; exit 1; }
+	@scripts/print_failures.py --not-tested build/dev
 
 test-asan test-tsan: test-%:
 	scripts/install_packages.sh build test

@@ -2,8 +2,10 @@
 """Prints the end of what each failed test of the last ctest run wrote, and their names again.
 
     scripts/print_failures.py BUILD_DIRECTORY
+    scripts/print_failures.py --not-tested BUILD_DIRECTORY
 
-A run with many tests prints the output of one that failed long before its summary.
+A run with many tests prints the output of one that failed long before its summary. With
+--not-tested: prints what tests said that they did not test, and why, which ctest does not print.
 """
 
 import pathlib
@@ -21,8 +23,22 @@ def outputs(log):
         yield name, output
 
 
+def print_not_tested(log):
+    names = {}
+    for name, output in outputs(log):
+        for reason in re.findall(r"(?:NOT TESTED|SKIPPED): (.+?)(?: \*+)?$", output, re.MULTILINE):
+            names.setdefault(reason, dict.fromkeys([name]))[name] = None
+    for reason, tests in names.items():
+        first = next(iter(tests))
+        more = f" and {len(tests) - 1} more" if len(tests) > 1 else ""
+        print(f"NOT TESTED: {reason} ({first}{more})")
+
+
 def main():
-    results = pathlib.Path(sys.argv[1]) / "Testing" / "Temporary"
+    results = pathlib.Path(sys.argv[-1]) / "Testing" / "Temporary"
+    if sys.argv[1] == "--not-tested":
+        print_not_tested((results / "LastTest.log").read_text(errors="replace"))
+        return
     failed = [
         line.split(":", 1) for line in (results / "LastTestsFailed.log").read_text().splitlines()
     ]

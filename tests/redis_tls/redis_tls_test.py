@@ -4,6 +4,8 @@
 The source package of Python's `hiredis` contains the C library with hiredis_ssl. This test builds
 it, and compiles the store of Redis with the test against it: so the code is tested with hiredis 1
 as well as with the version of the system. What it has fetched and built stays in --directory.
+
+If clang is installed, it has to find nothing in the files that no other build compiles here.
 """
 
 import argparse
@@ -38,6 +40,12 @@ UNITS = {
 }
 
 
+# What no other build compiles on such a system.
+TLS_SOURCES = ("src/log/redis_tls.cc", "src/log/redis_connection.cc", "tests/log/redis_tls_test.cc")
+WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wno-missing-field-initializers",
+            "-Werror")
+
+
 def run(*command):
     words = [str(word) for word in command]
     done = subprocess.run(words, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -68,6 +76,22 @@ def fetch(directory):
     return sources
 
 
+def options_of(directory):
+    """Returns options of the compiler."""
+    return ["-std=c++20", *WARNINGS, "-DWHYCACHE_WITH_REDIS=1", "-DWHYCACHE_WITH_REDIS_TLS=1",
+            "-I", directory / "include", "-I", ROOT / "include", "-I", ROOT / "src",
+            "-I", ROOT / "tests"]
+
+
+def check_with_clang(directory):
+    clang = shutil.which("clang++")
+    if clang is None:
+        print("NOT TESTED: clang++ is not installed, whose warnings these files must not have")
+        return
+    for source in TLS_SOURCES:
+        run(clang, "-fsyntax-only", "-Wthread-safety", *options_of(directory), ROOT / source)
+
+
 def build(directory, sources, compiler, launcher):
     """Returns the program."""
     include = directory / "include"
@@ -89,12 +113,7 @@ def build(directory, sources, compiler, launcher):
             unit.write_text(text)
         objects.append(directory / f"{name}.o")
         commands.append([
-            *launcher, compiler, "-std=c++20", "-O0", "-Wall", "-Wextra", "-Wpedantic", "-Wshadow",
-            "-Wno-missing-field-initializers", "-Werror",
-            "-DWHYCACHE_WITH_REDIS=1", "-DWHYCACHE_WITH_REDIS_TLS=1",
-            "-I", include, "-I", ROOT / "include", "-I", ROOT / "src", "-I", ROOT / "tests",
-            "-c", unit, "-o", objects[-1],
-        ])
+            *launcher, compiler, "-O0", *options_of(directory), "-c", unit, "-o", objects[-1]])
     with concurrent.futures.ThreadPoolExecutor(2) as threads:
         list(threads.map(lambda command: run(*command), commands))
     program = directory / "redis_tls_test"
@@ -118,6 +137,7 @@ def main():
     directory.mkdir(parents=True, exist_ok=True)
     launcher = [arguments.launcher] if arguments.launcher else []
     program = build(directory, fetch(directory), arguments.compiler, launcher)
+    check_with_clang(directory)
     sys.exit(subprocess.run([program, "--gtest_brief=1"]).returncode)
 
 
