@@ -20,6 +20,7 @@
 #include "log/stores.h"
 #include "support/mariadb_server.h"
 #include "support/memcached_server.h"
+#include "support/memory_directory.h"
 #include "support/tcp_proxy.h"
 
 namespace whycache::testing {
@@ -171,7 +172,7 @@ TEST(Deadline, own_log_is_told_how_long_it_may_wait) {
 }
 
 TEST(Deadline, locked_file_log_delays_no_call_beyond_deadline) {
-  const Fleet fleet("file");
+  const Fleet fleet("file", memory_directory());  // a busy disk delays it
   fleet.open("berlin").set("a", "1");
   const FileDescriptor lock = open_file(fleet.directory().file("log") + "/default/lock", O_RDWR);
   for (std::uint64_t byte = 0; byte < 16; ++byte) ASSERT_TRUE(try_lock_byte(lock.number(), byte));
@@ -183,7 +184,7 @@ TEST(Deadline, locked_file_log_delays_no_call_beyond_deadline) {
 
 // As a backup or a VACUUM holds the database.
 TEST(Deadline, locked_sqlite_log_delays_no_call_beyond_deadline) {
-  const Fleet fleet("sqlite");
+  const Fleet fleet("sqlite", memory_directory());
   fleet.open("berlin").set("a", "1");
   Database other(fleet.directory().file("log.db"));
   other.run("BEGIN EXCLUSIVE");
@@ -192,7 +193,7 @@ TEST(Deadline, locked_sqlite_log_delays_no_call_beyond_deadline) {
 }
 
 TEST(Deadline, fork_does_not_wait_for_lock_in_sqlite_database) {
-  const Fleet fleet("sqlite");
+  const Fleet fleet("sqlite", memory_directory());
   Cache cache = fleet.open("berlin");
   cache.set("a", "1");
   Database other(fleet.directory().file("log.db"));

@@ -69,7 +69,10 @@ class Events {
 
 class Fleet {
  public:
-  explicit Fleet(const std::string& kind = "memory") {
+  // `parent` is where the log of kind `file` or `sqlite` and the states are.
+  explicit Fleet(const std::string& kind = "memory",
+                 const std::filesystem::path& parent = std::filesystem::temp_directory_path())
+      : directory_(parent) {
     static std::atomic<int> next{0};
     if (kind == "memory" && ::access("/dev/shm", W_OK) == 0) memory_directory_.emplace("/dev/shm");
     if (kind == "memory")
