@@ -99,8 +99,8 @@ class WHYCACHE_API Cache {
       std::span<const std::string_view> keys) const;
   // Copies the value of keys[i] into values[i], whose memory it reuses, or sets it to nullopt. All
   // are as of one update id. Returns how many keys have a value. Throws Error(invalid) unless there
-  // are as many values as keys. The keys must not point into the values. Beyond a few dozen keys
-  // this costs a third of a get() per key, and no allocation if the strings are large enough.
+  // are as many values as keys. The keys must not point into the values. With 32 keys at
+  // once, each costs a third of a get(). Allocates nothing if the strings are large enough.
   std::size_t get_multi(std::span<const std::string_view> keys,
                         std::span<std::optional<std::string>> values) const;
   [[nodiscard]] std::vector<std::optional<std::string>> get_multi(

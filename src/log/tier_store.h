@@ -77,9 +77,8 @@ class TierStore {
   // Whether a request may succeed: not for a while after a failure, and not in a forked child.
   virtual bool is_available() const noexcept = 0;
 
-  // --- Requests. Each takes no longer than the timeout of the store, but for get_head() and
-  // get_updates(), which may make two, and publish(): that makes one per update, or two per MiB of
-  // them. ---
+  // --- Requests. Each takes no longer than the timeout of the store. get_head() and get_updates()
+  // may make two requests. publish() makes one per update, or two per MiB of them. ---
 
   // Returns nullopt if the request failed.
   virtual std::optional<HeadAndLease> get_head(const std::string& prefix) = 0;

@@ -400,8 +400,8 @@ bool needs_room_for_short_values(const std::string& value, std::size_t bytes) {
          value.capacity() > capacity_without_memory && copies_beyond_values();
 }
 
-// The size that the next value is expected to have which a thread gets into a new string: that of
-// the last one, if the one before it had the same, else 0.
+// A thread expects the next value that it gets into a new string to have this size: that of the
+// last one, if the one before it had the same, else 0.
 struct ExpectedSize {
   static constexpr std::size_t bytes_max = 4096;
 
@@ -436,11 +436,12 @@ struct State::CopyValue {
     return true;
   }
   [[gnu::always_inline]] static bool not_found() { return record_miss(); }
-  // Copies a value of another size than the string has. If sizes vary, a branch that depends on the
-  // size is predicted wrong, and nothing of what follows starts before the entry is there. So this
-  // copies as much as a short value can have, and sets the length afterwards. What follows the
-  // value in the file is there, too (fast_read_bytes). The writer may be writing to it, but not in
-  // the eyes of a thread sanitizer, where all reads are portable.
+  // Copies a value of another size than the string has. If sizes vary, the processor predicts a
+  // branch that depends on the size wrong, and starts nothing of what follows before the entry is
+  // there. take_short() therefore copies as much as a short value can have, and sets the length
+  // afterwards. The bytes behind the value are within the mapping, too (fast_read_bytes). The
+  // writer may be writing to them. A thread sanitizer does not see that, since with it all reads
+  // are portable.
   template <typename Vectors>
   [[gnu::always_inline]] bool take_short(std::string_view value) const {
     if (!Vectors::copies_beyond_values || !has_bytes_beyond_length ||

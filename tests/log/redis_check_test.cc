@@ -1,4 +1,4 @@
-// What `whycache doctor` finds out about a Redis, with real servers that refuse.
+// Real Redis servers refuse commands, and `whycache doctor` names each refusal.
 #include "log/redis_check.h"
 
 #include <gtest/gtest.h>

@@ -198,7 +198,7 @@ TEST_F(RedisStoreTest, stream_is_bounded_by_bytes_and_by_updates) {
   EXPECT_EQ(updates(9'060, 9'070), "9060=x");
 }
 
-// What the stream has is pushed to all that wait, at once.
+// A Redis pushes the entries of the stream to all that wait, at once.
 TEST_F(RedisStoreTest, long_update_wakes_waiter_and_is_fetched_from_a_hash) {
   const auto waiting = open();
   const std::string limit(16 << 10, 'a');

@@ -1,4 +1,4 @@
-// What the words of TLS libraries mean, and what an operator is told to do about them.
+// Messages of TLS libraries are told apart, and each gets a next step for the operator.
 #include "log/tls_failure.h"
 
 #include <gmock/gmock.h>

@@ -25,7 +25,7 @@ REQUIREMENT = (
     "--hash=sha256:733e2456b68f3f126ddaf2cd500a33b25146c3676b97ea843665717bda0c5d43"
 )
 C_SOURCES = ("alloc", "async", "hiredis", "net", "read", "sds", "sockcompat", "ssl")
-# What the store of Redis needs of the library: one unit per layer, and what has its own names.
+# The parts of the library that the store of Redis needs: one unit per layer, and some alone.
 UNITS = {
     "base": ["src/base/*.cc"],
     "store": ["src/log/redis_store.cc", "src/log/redis_server.cc", "src/log/server_address.cc",
@@ -40,7 +40,7 @@ UNITS = {
 }
 
 
-# What no other build compiles on such a system.
+# No other build compiles these on such a system.
 TLS_SOURCES = ("src/log/redis_tls.cc", "src/log/redis_connection.cc", "tests/log/redis_tls_test.cc")
 WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wno-missing-field-initializers",
             "-Werror")

@@ -127,7 +127,7 @@ TEST_F(PinsTest, views_in_quick_succession_release_their_lock_soon) {
   EXPECT_EQ(view.get("a"), "2");
 }
 
-// What is kept beyond the last view holds no space that a writer of the same process needs.
+// A writer reuses space that only the lock of past views of its own process still holds.
 TEST_F(PinsTest, writer_reuses_what_only_the_lock_of_past_views_holds) {
   const auto overwrite = [&] {
     for (int i = 0; i < 60; ++i)

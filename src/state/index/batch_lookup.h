@@ -1,6 +1,6 @@
 // The look-ups of several keys, step by step for all of them, so that their cache misses overlap.
-// For pinned reads only: what a step found in the index stays in place until the next step, because
-// the writer keeps whatever was in the index at or after the pinned update.
+// For pinned reads only. The writer keeps whatever was in the index at or after the pinned update,
+// so what a step found there is still in place at the next step.
 #pragma once
 
 #include <cstddef>

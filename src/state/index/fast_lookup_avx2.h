@@ -214,7 +214,7 @@ WHYCACHE_INLINE_AVX2 bool equal_keys(const char* a, const char* b, std::size_t b
       if (!equal_32(a, b, a + wide, b + wide)) [[unlikely]]
         return false;
     }
-    // Fewer than 32 may be left. What is before them is compared once more.
+    // Fewer than 32 may be left. Bytes before them are compared once more.
     if (bytes <= wide)
       return equal_32(a + bytes - wide, b + bytes - wide, a + bytes - wide, b + bytes - wide);
     return equal_32(a, b, a + bytes - wide, b + bytes - wide);
