@@ -94,7 +94,7 @@ class LocalMessagesTest(MessageTest):
             ("corrupt", text, [text, "not an SQLite database"], "choose another file"),
             ("usage", f"{self.directory}/directory", ["directory"], ""),
         ):
-            arguments = self.set(f"sqlite://{target}")
+            arguments = self.set(f"sqlite://{target}", "--deadline", "300ms")
             self.check(reason, *arguments, message=message, next_step=next_step)
         self.check_absent(f"sqlite://{self.directory}/absent/x.db")
         with self.holder(HOLD_TRANSACTION, path) as process:
@@ -117,7 +117,8 @@ class LocalMessagesTest(MessageTest):
             ("usage", text, [text, "Not a directory"], ""),
             ("usage", f"{self.directory}/link", ["link", "symbolic link"], ""),
         ):
-            self.check(reason, *self.set(f"file://{target}"), message=message, next_step=next_step)
+            arguments = self.set(f"file://{target}", "--deadline", "300ms")
+            self.check(reason, *arguments, message=message, next_step=next_step)
         self.check_absent(f"file://{self.directory}/absent/x")
         with self.holder(HOLD_LOCK, f"{path}/default/lock", 0) as process:
             self.check(
@@ -276,7 +277,7 @@ class MysqlMessagesTest(MessageTest):
         self.statement("SET GLOBAL read_only = 1")
         self.check(
             "unreachable",
-            *self.set(self.url, "--deadline", "3s"),
+            *self.set(self.url, "--deadline", "2s"),
             message="read-only",
             next_step="primary",
         )
@@ -293,7 +294,7 @@ class MysqlMessagesTest(MessageTest):
             client.stdin.flush()
             while b"held" not in (line := client.stdout.readline()):
                 self.assertTrue(line)
-            result = self.machine.run(*self.set(self.url, "--deadline", "3s"))
+            result = self.machine.run(*self.set(self.url, "--deadline", "2s"))
             # An uncertain write matters more than its cause.
             is_uncertain = "may or may not be in the log" in result.err
             self.assertEqual(
