@@ -83,8 +83,7 @@ TEST(RedisCheck, server_without_memory_is_named_with_what_it_refuses) {
 
 TEST(RedisCheck, replica_is_named_with_what_it_refuses) {
   const RedisTestServer primary;
-  const RedisTestServer replica({"--replicaof", "127.0.0.1 " + std::to_string(primary.port()),
-                                 "--repl-diskless-sync-delay", "0"});
+  const RedisTestServer replica({"--replicaof", "127.0.0.1 " + std::to_string(primary.port())});
   const auto end = std::chrono::steady_clock::now() + seconds(30);
   while (RedisClient(replica).info("master_link_status") != "up" &&
          std::chrono::steady_clock::now() < end)

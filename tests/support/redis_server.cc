@@ -44,14 +44,11 @@ void RedisTestServer::start() {
   const int attempts = port_ == 0 ? 3 : 1;
   for (int attempt = 0; attempt < attempts; ++attempt) {
     if (attempts > 1) port_ = free_port();
-    std::vector<std::string> words = {find_program("redis-server"),
-                                      "--bind",
-                                      "127.0.0.1",
-                                      "--dir",
-                                      directory_.file(""),
-                                      "--save",
-                                      "",
-                                      "--port",
+    std::vector<std::string> words = {find_program("redis-server"), "--bind", "127.0.0.1", "--dir",
+                                      directory_.file(""), "--save", "",
+                                      // A replica gets its copy now, not after the 5 s in which
+                                      // more replicas may ask for one.
+                                      "--repl-diskless-sync-delay", "0", "--port",
                                       uses_socket_ ? "0" : std::to_string(port_)};
     if (uses_socket_) words.insert(words.end(), {"--unixsocket", directory_.file("socket")});
     words.insert(words.end(), options_.begin(), options_.end());
