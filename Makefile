@@ -26,8 +26,9 @@
 #   make fuzz      the libFuzzer targets, FUZZ_SECONDS=60 each
 
 JOBS ?= $(shell nproc)
-# Tests wait for servers and disks for much of their time.
-PARALLEL_TESTS ?= $(shell expr $$(nproc) \* 2)
+# Tests wait for servers and disks for much of their time. Those that mostly compute take the places
+# of two (PROCESSORS in tests/CMakeLists.txt).
+PARALLEL_TESTS ?= $(shell expr $$(nproc) \* 3)
 CTEST_OPTIONS = --parallel $(PARALLEL_TESTS) --no-label-summary
 FUZZ_SECONDS ?= 60
 DIRECTORIES := $(wildcard include src cli demo examples bench tests fuzz)

@@ -17,7 +17,7 @@ using testing::TemporaryDirectory;
 using testing::TestState;
 
 constexpr std::uint64_t large_item_count = 20'000'000;
-constexpr std::uint64_t large_items_per_update = 20'000;
+constexpr std::uint64_t large_items_per_update = 200'000;
 constexpr std::uint64_t large_bytes_min = std::uint64_t{5} << 30;
 
 // Item i. Sizes vary: keys of 3 to 13 bytes, values of 100 to 355.
