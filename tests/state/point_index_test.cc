@@ -91,6 +91,13 @@ TEST_F(PointIndexTest, directory_larger_than_a_segment_is_recovered) {
   EXPECT_EQ(index().overflow_root(), 0U);
 }
 
+// An update prefetches it, so nothing else shows whether it is right.
+TEST_F(PointIndexTest, likely_entry_is_that_of_the_key) {
+  const std::uint64_t hash = mapping_->hash_of("x");
+  EXPECT_EQ(index().likely_entry(hash), mapping_->base() + entry_);
+  EXPECT_EQ(index().likely_entry(~hash), nullptr);
+}
+
 // A directory whose last doubling hardly divided a page would be doubled again for the next key.
 TEST_F(PointIndexTest, hashes_with_one_prefix_do_not_double_a_large_directory) {
   SCOPED_TRACE(testing::seed_note());

@@ -15,8 +15,10 @@
 namespace whycache {
 namespace {
 
-// Changes are prefetched this far ahead of the one being applied.
+// The bucket of a change is prefetched this far ahead of the one being applied, and the entry that
+// it will replace when the bucket has arrived.
 constexpr std::size_t prefetch_distance = 12;
+constexpr std::size_t entry_prefetch_distance = 6;
 constexpr int cleaned_segments_max = 8;
 
 Digest digest_of(const PublishedBlock& block) { return {block.digest_low, block.digest_high}; }
@@ -46,6 +48,13 @@ void write_entry(std::byte* to, UpdateId id, bool erased, std::string_view key,
   if (wide || previous == 0) return;
   to += -(key.size() + value.size()) % 8;
   put_word(previous);
+}
+
+// Prefetches what set() reads of an old entry: its key, and its value for the digest.
+void prefetch_entry(const std::byte* entry) {
+  if (entry == nullptr) return;
+  __builtin_prefetch(entry);
+  prefetch_entry_tail(reinterpret_cast<const char*>(entry));
 }
 
 void check_id(UpdateId id) {
@@ -132,6 +141,8 @@ void Applier::apply(const Update& update) {
     point_index_.prefetch(hashes_[i]);
   for (std::size_t i = 0; i < count; ++i) {
     if (i + prefetch_distance < count) point_index_.prefetch(hashes_[i + prefetch_distance]);
+    if (i + entry_prefetch_distance < count)
+      prefetch_entry(point_index_.likely_entry(hashes_[i + entry_prefetch_distance]));
     if (!is_last_[i]) continue;
     const Change& change = update.changes[i];
     if (change.kind == Change::Kind::set) {

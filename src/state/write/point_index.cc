@@ -191,6 +191,18 @@ void PointIndex::prefetch(std::uint64_t hash) const {
                      1);
 }
 
+const std::byte* PointIndex::likely_entry(std::uint64_t hash) const {
+  const std::byte* const base = allocator_.mapping().base();
+  const std::uint64_t bytes = allocator_.mapping().usable_bytes();
+  const std::uint64_t page = index_page_offset(directory_word(hash));
+  if (page > bytes - segment_bytes) return nullptr;
+  const Bucket home(reinterpret_cast<const IndexWord*>(base + page + home_offset(hash)));
+  const std::uint32_t matches = home.tag_matches(tag_of(hash));
+  if (matches == 0) return nullptr;
+  const std::uint64_t offset = word_offset(home.first_match(matches));
+  return offset <= bytes - segment_bytes ? base + offset : nullptr;
+}
+
 void PointIndex::add_to_filter(const IndexPage& page, std::uint64_t home, std::uint64_t tag) {
   FilterWord& word = page.filter[home];
   const std::uint32_t before = word.load(std::memory_order_relaxed);

@@ -54,7 +54,11 @@ class PointIndex {
   // Returns the word of the newest entry of `key`, or nullptr if no index page has it. Does not use
   // the descriptors, so that recovery can call it.
   IndexWord* find_word(std::uint64_t hash, std::string_view key) const;
+  // Prefetches the home bucket of a hash.
   void prefetch(std::uint64_t hash) const;
+  // Returns the entry that find() will most probably look at first, to prefetch it; nullptr: none.
+  // Reads the home bucket.
+  const std::byte* likely_entry(std::uint64_t hash) const;
 
   // Adds the complete entry at `offset`, whose key is not in the index. Throws Error(limit) if the
   // state may not grow.
