@@ -207,7 +207,7 @@ class State {
   // Takes the writer lock, after following a switch of files. Repairs what a writer left that died.
   std::unique_ptr<StateWriter> begin_write(const Deadline& deadline,
                                            MappingPolicy after = MappingPolicy::unmap) const;
-  // Unmaps the writable mapping, or a part of it, if it has been unused for 10 ms. Takes a quarter
+  // Unmaps the writable mapping, or a part of it, if it has been unused for 100 ms. Takes a quarter
   // of a millisecond, and some nanoseconds if there is nothing to do.
   void unmap_if_idle() const noexcept;
   // The same, but all of it, however long that takes.

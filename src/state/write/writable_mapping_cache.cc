@@ -7,7 +7,7 @@
 namespace whycache {
 namespace {
 
-constexpr std::int64_t idle_timeout_ns = 10'000'000;
+constexpr std::int64_t idle_timeout_ns = 100'000'000;
 // How long unmap_if_idle() may make a call wait that does something else. A step of the size at
 // which it begins has 512 pages at most, and takes an eighth of a millisecond. Where few pages were
 // touched, steps take next to no time, and the next one is twice as large.

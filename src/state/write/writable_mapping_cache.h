@@ -2,10 +2,10 @@
 // pages and unmap it takes longer than to apply a small update
 // (docs/decisions/keep-the-mapping.md).
 //
-// The cache keeps the mapping if the process began a write within 10 ms of the end of the one
+// The cache keeps the mapping if the process began a write within 100 ms of the end of the one
 // before. It unmaps it when
 //
-// - update(), a view or a write finds that the last write was 10 ms ago or earlier. If many pages
+// - update(), a view or a write finds that the last write was 100 ms ago or earlier. If many pages
 //   were touched, each such call unmaps for a quarter of a millisecond. A write that finds a
 //   mapping of which a part is missing unmaps the rest.
 // - the file is replaced, or the cache is closed.
