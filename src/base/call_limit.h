@@ -15,6 +15,7 @@ class CallLimit {
   // Limits the calls of this thread until the end of the scope. `deadline` must outlive it, and may
   // be moved forward meanwhile.
   explicit CallLimit(const Deadline& deadline) : previous_(current) { current = &deadline; }
+  explicit CallLimit(const Deadline&&) = delete;
   CallLimit(const CallLimit&) = delete;
   CallLimit& operator=(const CallLimit&) = delete;
   ~CallLimit() { current = previous_; }

@@ -148,6 +148,9 @@ TEST_F(FileWatchTest, descriptors_are_closed_with_the_watch) {
 }
 
 TEST_F(FileWatchTest, missing_descriptors_are_an_error_that_names_the_limit) {
+#if defined(__SANITIZE_ADDRESS__)
+  GTEST_SKIP() << "NOT TESTED: the sanitizer needs a descriptor to look at an exception";
+#endif
   struct rlimit limit {};
   ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &limit), 0);
   EXPECT_EQ(run_in_child([&]() -> std::string {

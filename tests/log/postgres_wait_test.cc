@@ -118,7 +118,8 @@ TEST_F(PostgresLogWait, waiter_sleeps_until_stop_wakes_it) {
   std::int64_t switches = 0;
   steady_clock::time_point ended;
   std::thread waiter([&] {
-    const CallLimit limit(Deadline(std::chrono::hours(1), stop.get_token()));
+    const Deadline deadline(std::chrono::hours(1), stop.get_token());
+    const CallLimit limit(deadline);
     struct rusage before {};
     struct rusage after {};
     ::getrusage(RUSAGE_THREAD, &before);

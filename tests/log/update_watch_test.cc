@@ -22,6 +22,9 @@ using std::chrono::seconds;
 using std::chrono::steady_clock;
 
 TEST(UpdateWatch, log_without_descriptors_for_a_watch_says_so_once_and_sleeps_from_then_on) {
+#if defined(__SANITIZE_ADDRESS__)
+  GTEST_SKIP() << "NOT TESTED: the sanitizer needs a descriptor to look at an exception";
+#endif
   FileStore store;
   const std::unique_ptr<FileLog> log = store.open("default");
   EXPECT_EQ(run_in_child([&]() -> std::string {
