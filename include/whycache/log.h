@@ -17,7 +17,10 @@
 // Errors: throw Error(unavailable) if the store did not answer and did nothing. Throw
 // Error(uncertain) if an append or a rewrite may or may not have happened. Throw Error(corrupt) if
 // the store's own structure is broken. Throw Error(limit) or Error(invalid) if the store can never
-// accept the call. Never return a partial answer without an error.
+// accept the call. Never return a partial answer without an error. Any other exception counts as
+// Error(uncertain).
+//
+// A log may read the cache that calls it. Whatever needs the log throws Error(invalid) there.
 #pragma once
 
 #include <chrono>

@@ -47,7 +47,8 @@ struct Guards {
   std::optional<std::uint64_t> erased_keys_max{};
   std::optional<double> erased_share_max{};
   // Returns the reason why a change must not be written, or nullopt if it may. Runs on any thread
-  // that writes, before the log is asked. Must not call back into the cache.
+  // that writes, before the log is asked. May read the cache; calls that need the log, and
+  // close_shared_state(), throw Error(invalid) there.
   std::function<std::optional<std::string>(const Change&)> validate{};
 };
 
@@ -263,7 +264,8 @@ struct RewriteOptions {
   UpdateId limit = 0;
   // Returns whether to keep a key. The others are first erased by ordinary updates, so that all
   // machines stay equal. If another writer has set such a key meanwhile, `keep` is asked again with
-  // the new value, and nothing newer than it saw is erased. Must not call back into the cache.
+  // the new value, and nothing newer than it saw is erased. May read the cache; calls that need the
+  // log, and close_shared_state(), throw Error(invalid) there.
   std::function<bool(std::string_view key, std::string_view value)> keep{};
   // A stop request makes the call give up as if the log had not answered in time.
   std::stop_token stop{};

@@ -184,17 +184,14 @@ bool pause_until_update(Session& session, Backoff& backoff, UpdateId applied) {
   if (!pause) return false;
   const Deadline end =
       backoff.deadline().at_most(std::chrono::ceil<std::chrono::milliseconds>(*pause));
-  const bool waits_for_log = session.log.notifies();
+  if (session.log.notifies()) {
+    if (!session.wait_for_log(end, applied, *pause)) end.sleep(*pause);
+    return true;
+  }
   try {
-    if (waits_for_log) {
-      const CallLimit limit(end);
-      session.log.wait(applied, *pause);
-    } else {
-      session.state.wait(applied, end);
-    }
-  } catch (const std::exception& error) {
+    session.state.wait(applied, end);
+  } catch (const std::exception&) {
     // What is wrong with a state, the next attempt to follow finds out.
-    if (waits_for_log) session.note_failed_wait(error);
     end.sleep(*pause);
   }
   return true;

@@ -84,13 +84,7 @@ void FollowLoop::wait(const std::stop_token& stop) {
 
 void FollowLoop::wait_for_log(std::chrono::nanoseconds at_most, const std::stop_token& stop) {
   const Deadline deadline = deadline_after(at_most, stop);
-  const CallLimit limit(deadline);
-  bool is_woken = true;
-  try {
-    is_woken = session_.log.wait(applied_id(), at_most);
-  } catch (const std::exception& error) {
-    session_.note_failed_wait(error);
-  }
+  const bool is_woken = session_.wait_for_log(deadline, applied_id(), at_most).value_or(true);
   const PollPacer::Clock::time_point now = PollPacer::Clock::now();
   if (is_woken) {
     pacer_->note_notification(now);

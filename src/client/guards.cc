@@ -6,6 +6,8 @@
 #include <cstdio>
 #include <system_error>
 
+#include "client/session.h"
+
 namespace whycache {
 namespace {
 
@@ -79,8 +81,10 @@ bool parse_guard(std::string_view name, std::string_view value, LogGuards& guard
 
 }  // namespace
 
-void check_guards(const Guards& guards, std::span<const Change> changes, const View& view) {
+void check_guards(const Session& session, std::span<const Change> changes, const View& view) {
+  const Guards& guards = session.options.guards;
   if (guards.validate) {
+    const CallbackScope scope(session, "validator");
     for (const Change& change : changes) {
       if (const std::optional<std::string> why = guards.validate(change)) {
         throw Error(ErrorKind::refused,

@@ -20,9 +20,11 @@
 
 namespace whycache {
 
+class Session;
+
 // Throws Error(refused) if the changes, applied to the items of `view`, violate a guard of the
-// application or of the log.
-void check_guards(const Guards& guards, std::span<const Change> changes, const View& view);
+// application or of the log. Runs Guards::validate within a CallbackScope of the session.
+void check_guards(const Session& session, std::span<const Change> changes, const View& view);
 inline bool has_guards(const Guards& guards) {
   return guards.validate || guards.erased_keys_max || guards.erased_share_max;
 }

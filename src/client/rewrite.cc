@@ -212,8 +212,10 @@ UpdateId remove_rewrite_leftovers(Session& session, UpdateId limit, Backoff& bac
 
 using Keep = std::function<bool(std::string_view, std::string_view)>;
 
-bool keeps(const Keep& keep, std::string_view key, std::string_view value) {
-  return key == log_guards_key || keep(key, value);
+bool keeps(const Session& session, const Keep& keep, std::string_view key, std::string_view value) {
+  if (key == log_guards_key) return true;
+  const CallbackScope scope(session, "`keep`");
+  return keep(key, value);
 }
 
 // Returns keys that `keep` refuses, from `begin` on, as many as surely fit into one update.
@@ -225,7 +227,7 @@ std::vector<std::string> collect_refused_keys(const Session& session, const Keep
   const View view(session.state.pin());
   for (const auto& [key, value] : view.items(KeyRange::from(begin))) {
     begin = key;
-    if (keeps(keep, key, value)) continue;
+    if (keeps(session, keep, key, value)) continue;
     if (bytes + key.size() > session.options.update_bytes_max / 4) return refused;
     bytes += key.size() + 16;
     refused.emplace_back(key);
@@ -239,7 +241,7 @@ void check_keep_guards(const Session& session, const Keep& keep) {
   if (!has_guards(session.options.guards) && !has_log_guards(session.state)) return;
   const View view(session.state.pin());
   std::uint64_t erased = 0;
-  for (const auto& [key, value] : view) erased += keeps(keep, key, value) ? 0 : 1;
+  for (const auto& [key, value] : view) erased += keeps(session, keep, key, value) ? 0 : 1;
   check_may_erase(session.options.guards, view, erased);
 }
 
@@ -259,7 +261,7 @@ void erase_refused_keys(Session& session, Appender& appender, const RewriteOptio
           const View view(pin);
           std::erase_if(keys, [&](const std::string& key) {
             const std::optional<std::string_view> value = view.get(key);
-            return !value || keep(key, *value);
+            return !value || keeps(session, keep, key, *value);
           });
           if (keys.empty()) return std::nullopt;
           check_log_guards(view, keys.size(), erased_before);

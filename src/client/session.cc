@@ -72,16 +72,26 @@ Authorship Session::authorship(std::string note) {
 
 namespace {
 
-// The session whose callback this thread runs.
+// The session whose events this thread reports.
 thread_local const Session* reporting = nullptr;
+thread_local const CallbackScope* innermost_callback = nullptr;
 
 }  // namespace
 
+CallbackScope::CallbackScope(const Session& session, const char* callback) noexcept
+    : session_(&session), callback_(callback), outer_(innermost_callback) {
+  innermost_callback = this;
+}
+
+CallbackScope::~CallbackScope() { innermost_callback = outer_; }
+
 void Session::refuse_in_callback() const {
-  if (reporting != this) return;
-  throw Error(ErrorKind::invalid,
-              "cache was called by its own event callback: log=" + log.name() +
-                  " (let the callback hand the event to another thread, which calls the cache)");
+  for (const CallbackScope* scope = innermost_callback; scope != nullptr; scope = scope->outer_) {
+    if (scope->session_ != this) continue;
+    throw Error(ErrorKind::invalid, std::string("cache was called by its own ") + scope->callback_ +
+                                        ": log=" + log.name() +
+                                        " (let another thread call it, which is not awaited)");
+  }
 }
 
 void Session::report(Event::Kind kind, const std::string& message) noexcept {
@@ -89,6 +99,7 @@ void Session::report(Event::Kind kind, const std::string& message) noexcept {
   const Session* const previous = reporting;
   try {
     const MutexLock lock(events_mutex_);
+    const CallbackScope scope(*this, "event callback");
     reporting = this;
     options.on_event({kind, message});
   } catch (...) {  // as Options::on_event promises
@@ -175,11 +186,25 @@ void Session::note_outage(const LogError& error) noexcept {
   }
 }
 
-void Session::note_failed_wait(const std::exception& error) noexcept {
+std::optional<bool> Session::wait_for_log(const Deadline& deadline, UpdateId after,
+                                          std::chrono::nanoseconds at_most) noexcept {
+  const CallLimit limit(deadline);
+  try {
+    const CallbackScope scope(*this, "log");
+    return log.wait(after, at_most);
+  } catch (const std::exception& error) {
+    note_failed_wait(error.what());
+  } catch (...) {  // from a log of the application
+    note_failed_wait("it threw no std::exception");
+  }
+  return std::nullopt;
+}
+
+void Session::note_failed_wait(const char* reason) noexcept {
   if (log.notifies() || has_reported_polling_.exchange(true, std::memory_order_relaxed)) return;
   try {
-    report(Event::Kind::polling, "log is polled, since it cannot wake this process: log=" +
-                                     log.name() + ": " + error.what());
+    report(Event::Kind::polling,
+           "log is polled, since it cannot wake this process: log=" + log.name() + ": " + reason);
   } catch (const std::bad_alloc&) {  // a later error is reported
     has_reported_polling_.store(false, std::memory_order_relaxed);
   }

@@ -68,6 +68,24 @@ class AtomicCounters {
   Counters counters_;
 };
 
+class Session;
+
+// Exists while this thread runs code of the application for a session: a callback, or its own log.
+class CallbackScope {
+ public:
+  // `callback`: what the code is, for Session::refuse_in_callback(). Must outlive the scope.
+  CallbackScope(const Session& session, const char* callback) noexcept;
+  ~CallbackScope();
+  CallbackScope(const CallbackScope&) = delete;
+  CallbackScope& operator=(const CallbackScope&) = delete;
+
+ private:
+  friend class Session;
+  const Session* const session_;
+  const char* const callback_;
+  const CallbackScope* const outer_;
+};
+
 class Session {
  public:
   // `owned_log`: the log, if the session is to own it; null if the caller keeps it alive.
@@ -88,7 +106,8 @@ class Session {
   // Calls Options::on_event, never twice at once. Drops what the callback throws, and events of
   // this session that the callback itself causes.
   void report(Event::Kind kind, const std::string& message) noexcept;
-  // Throws Error(invalid) if this thread runs the callback: the call would wait for itself.
+  // Throws Error(invalid) if this thread runs a callback of this session (CallbackScope): the call
+  // would wait for a lock or a thread that waits for the callback.
   void refuse_in_callback() const;
 
   // Returns a backoff for a call with these options.
@@ -102,6 +121,7 @@ class Session {
   auto call_log(const Deadline& deadline, const Question& question) {
     const CallLimit limit(deadline);
     try {
+      const CallbackScope scope(*this, "log");
       using Answer = decltype(question(log));
       if constexpr (std::is_void_v<Answer>) {
         question(log);
@@ -120,6 +140,10 @@ class Session {
     } catch (const std::exception& error) {
       note_log_failure(error);
       throw LogError(ErrorKind::uncertain, std::string("log failed: ") + error.what());
+    } catch (...) {  // from a log of the application
+      const LogError error(ErrorKind::uncertain, "log failed: it threw no std::exception");
+      note_log_failure(error);
+      throw LogError(error);
     }
   }
 
@@ -157,10 +181,11 @@ class Session {
   // itself.
   void note_outage(const LogError& error) noexcept;
 
-  // Reports, once, that the log is polled: wait() has thrown an error, and the log says that it
-  // cannot wake this process any more. Any other error of wait() is one that the next call meets,
-  // too.
-  void note_failed_wait(const std::exception& error) noexcept;
+  // Log::wait(), until the deadline at most. Returns nullopt if the log has thrown an error. If the
+  // log then says that it cannot wake this process any more, reports once that it is polled. Any
+  // other error of wait() is one that the next call meets, too.
+  std::optional<bool> wait_for_log(const Deadline& deadline, UpdateId after,
+                                   std::chrono::nanoseconds at_most) noexcept;
 
   // Records that this process has read its log and found this uuid. Until then, it does not rely on
   // what other processes recorded about theirs. Later it can tell a log that was replaced from a
@@ -198,6 +223,7 @@ class Session {
  private:
   void note_log_success() noexcept;
   void note_log_failure(const std::exception& error) noexcept;
+  void note_failed_wait(const char* reason) noexcept;
   // Whether the last call failed, and no process of this machine got an answer since.
   bool log_seems_down() const WHYCACHE_REQUIRES(mutex_);
 

@@ -165,6 +165,8 @@ Uuid ask_once(Log& log, const Deadline& deadline) {
     throw;
   } catch (const std::exception& error) {
     throw Error(ErrorKind::unavailable, std::string("log failed: ") + error.what());
+  } catch (...) {  // from a log of the application
+    throw Error(ErrorKind::unavailable, "log failed: it threw no std::exception");
   }
 }
 

@@ -188,7 +188,7 @@ UpdateId transact(Session& session, Appender& appender,
           const View view(now);
           const bool unmoved = now->id() == pin->id() && now->block().chain == pin->block().chain;
           if (!unmoved && !record.reads_are_valid_at(view)) return std::nullopt;
-          check_guards(session.options.guards, changes, view);
+          check_guards(session, changes, view);
           return draft_of(session, changes, options.note);
         },
         backoff);
@@ -209,7 +209,7 @@ std::optional<UpdateId> write_decided(Session& session, Appender& appender,
       session, appender,
       [&](const View& view) {
         std::vector<Change> changes = decide(view);
-        check_guards(session.options.guards, changes, view);
+        check_guards(session, changes, view);
         return changes;
       },
       options);

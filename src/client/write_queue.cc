@@ -80,8 +80,7 @@ UpdateId WriteQueue::write(std::span<const Change> changes, const WriteOptions& 
 void WriteQueue::enforce_guards(std::span<const Change> changes,
                                 const WriteOptions& options) const {
   check_guards_stay(changes);
-  const Guards& guards = session_.options.guards;
-  if (!has_guards(guards)) {
+  if (!has_guards(session_.options.guards)) {
     // Without a state that can be read, the check before the append is the first to know.
     const bool erases = std::any_of(changes.begin(), changes.end(), is_erase);
     if (!erases || !session_.state.usable()) return;
@@ -93,7 +92,7 @@ void WriteQueue::enforce_guards(std::span<const Change> changes,
   }
   Backoff backoff = session_.backoff_for(options);
   build_missing_state(session_, backoff);
-  check_guards(guards, changes, View(session_.state.pin()));
+  check_guards(session_, changes, View(session_.state.pin()));
 }
 
 // Finds everything that can be wrong with the changes before any of them is written. Throws
