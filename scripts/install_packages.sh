@@ -3,7 +3,7 @@
 # need, and only those that are missing. Prints nothing if none is missing, and never asks. The demo
 # and one of the benchmarks read apt's package index, so `demo` and `bench` fetch it if needed.
 #
-#   scripts/install_packages.sh [build|test|torture|demo|bench|check|fuzz|wheel]...
+#   scripts/install_packages.sh [build|test|torture|demo|bench|check|fuzz|wheel|aarch64]...
 set -eu
 
 build="cmake ninja-build g++ pkg-config libsqlite3-dev libmariadb-dev libpq-dev libmemcached-dev
@@ -18,6 +18,7 @@ bench="libabsl-dev liblmdb-dev libtkrzw-dev libboost-dev libhiredis-dev redis-se
 check="clang clang-format clang-tidy codespell shellcheck python3 python3-dev"
 fuzz="clang libclang-rt-dev"
 wheel="python3-dev python3-venv git"
+aarch64="g++-12-aarch64-linux-gnu qemu-user-static"
 
 packages=$build
 needs_index=no
@@ -31,9 +32,10 @@ for group in "$@"; do
     check) packages="$packages $check" ;;
     fuzz) packages="$packages $fuzz" ;;
     wheel) packages="$packages $wheel" ;;
+    aarch64) packages="$packages $aarch64" ;;
     *)
       echo "unknown group of packages: $group" \
-           "(build, test, torture, demo, bench, check, fuzz, wheel)" >&2
+           "(build, test, torture, demo, bench, check, fuzz, wheel, aarch64)" >&2
       exit 2
       ;;
   esac
