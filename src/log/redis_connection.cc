@@ -36,6 +36,15 @@
 #endif
 
 namespace whycache {
+
+// The functions with which a reader makes replies: those of hiredis, but for arrays. Each
+// connection has its own: a child could inherit what all share in the middle of its initialization.
+struct RedisReplyFunctions {
+  redisReplyObjectFunctions functions;
+  decltype(redisReplyObjectFunctions::createArray) create_array_in_hiredis;
+  std::size_t element_count = 0;  // of the arrays of the reply that is being read
+};
+
 namespace {
 
 constexpr std::chrono::milliseconds connect_time_min{2'000};
@@ -114,35 +123,18 @@ RedisReply to_reply(const redisReply& from) {
   return reply;
 }
 
-// hiredis's own function. Versions count the elements with an int or a size_t.
-decltype(redisReplyObjectFunctions::createArray) create_array_in_hiredis = nullptr;
-
 // A server that lies about the length of an array must not make this process reserve memory for it,
-// nor nest arrays until the stack ends. The reader's privdata counts the elements of a reply.
+// nor nest arrays until the stack ends. Versions of hiredis count elements by an int or a size_t.
 template <typename Size>
 void* create_array(const redisReadTask* task, Size elements) {
   int depth = 0;
   for (const redisReadTask* parent = task->parent; parent != nullptr; parent = parent->parent)
     ++depth;
   if (depth > reply_depth_max || std::cmp_less(elements, 0)) return nullptr;
-  auto& count = *static_cast<std::size_t*>(task->privdata);
-  if (std::cmp_greater(elements, reply_elements_max - count)) return nullptr;
-  count += static_cast<std::size_t>(elements);
-  return create_array_in_hiredis(task, elements);
-}
-
-// The functions with which hiredis makes replies, but for arrays.
-redisReplyObjectFunctions* reply_functions() {
-  static redisReplyObjectFunctions functions = [] {
-    redisReader* const reader = redisReaderCreate();
-    if (reader == nullptr) throw std::bad_alloc();
-    redisReplyObjectFunctions copied = *reader->fn;
-    redisReaderFree(reader);
-    create_array_in_hiredis = copied.createArray;
-    copied.createArray = create_array;
-    return copied;
-  }();
-  return &functions;
+  auto& functions = *static_cast<RedisReplyFunctions*>(task->privdata);
+  if (std::cmp_greater(elements, reply_elements_max - functions.element_count)) return nullptr;
+  functions.element_count += static_cast<std::size_t>(elements);
+  return functions.create_array_in_hiredis(task, elements);
 }
 
 void check_reply(const RedisReply& reply) {
@@ -220,8 +212,10 @@ void RedisConnection::FreeReader::operator()(redisReader* reader) const { redisR
 RedisConnection::RedisConnection(const RedisServer& server, const Deadline& deadline)
     : stop_event_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)), reader_(redisReaderCreate()) {
   if (reader_ == nullptr) throw std::bad_alloc();
-  reader_->fn = reply_functions();
-  reader_->privdata = &element_count_;
+  reply_functions_.reset(new RedisReplyFunctions{*reader_->fn, reader_->fn->createArray});
+  reply_functions_->functions.createArray = create_array;
+  reader_->fn = &reply_functions_->functions;
+  reader_->privdata = reply_functions_.get();
   connect(server.address, deadline);
   if (server.verifies_tls) start_tls(server, deadline);
   log_in(server, deadline);
@@ -240,7 +234,6 @@ void RedisConnection::abandon(std::unique_ptr<RedisConnection> connection) noexc
 }
 
 void RedisConnection::prepare([[maybe_unused]] const RedisServer& server) {
-  reply_functions();
 #if WHYCACHE_WITH_REDIS_TLS
   if (server.verifies_tls) prepare_redis_tls();
 #endif
@@ -473,7 +466,7 @@ std::optional<RedisReply> RedisConnection::next_reply() {
   if (found == nullptr) return std::nullopt;
   const std::unique_ptr<void, void (*)(void*)> owner(found, freeReplyObject);
   unparsed_bytes_ = 0;
-  element_count_ = 0;
+  reply_functions_->element_count = 0;
   if (answered_count_ == sent_count_) throw RedisFailure{false, "answer was not asked for"};
   return to_reply(*static_cast<const redisReply*>(found));
 }

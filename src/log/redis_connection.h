@@ -27,6 +27,8 @@ struct redisReader;
 
 namespace whycache {
 
+struct RedisReplyFunctions;
+
 struct RedisReply {
   enum class Kind { nil, number, text, list, error };
 
@@ -101,6 +103,7 @@ class RedisConnection {
   std::unique_ptr<RedisTransport> transport_;
   // Wakes a wait whose stop is requested.
   FileDescriptor stop_event_;
+  std::unique_ptr<RedisReplyFunctions> reply_functions_;  // of the reader
   std::unique_ptr<redisReader, FreeReader> reader_;
   std::uint64_t data_id_ = 0;
   std::string queued_;
@@ -109,8 +112,6 @@ class RedisConnection {
   std::int64_t waits_since_ns_ = 0;
   // Bytes received since the last complete answer.
   std::size_t unparsed_bytes_ = 0;
-  // Elements of its arrays.
-  std::size_t element_count_ = 0;
 };
 
 using RedisConnectionAttempt = ConnectionAttempt<RedisConnection>;
