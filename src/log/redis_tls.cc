@@ -84,12 +84,12 @@ struct FreeConnection {
 std::unique_ptr<SSL_CTX, FreeContext> make_context(const RedisServer& server) {
   std::unique_ptr<SSL_CTX, FreeContext> context(SSL_CTX_new(TLS_client_method()));
   if (context == nullptr) throw_unusable_openssl();
-  SSL_CTX_set_min_proto_version(context.get(), TLS1_2_VERSION);
+  if (SSL_CTX_set_min_proto_version(context.get(), TLS1_2_VERSION) != 1) throw_unusable_openssl();
   SSL_CTX_set_verify(context.get(), SSL_VERIFY_PEER, nullptr);
   // No terminal is asked for the passphrase of a key.
   SSL_CTX_set_default_passwd_cb(context.get(), [](char*, int, int, void*) { return 0; });
   if (server.tls_ca.empty()) {
-    SSL_CTX_set_default_verify_paths(context.get());
+    if (SSL_CTX_set_default_verify_paths(context.get()) != 1) throw_unusable_openssl();
   } else {
     check_file(SSL_CTX_load_verify_locations(context.get(), server.tls_ca.c_str(), nullptr) == 1,
                "redis_tls_ca", server.tls_ca);
