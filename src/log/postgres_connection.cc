@@ -122,7 +122,9 @@ PostgresFailure failure_of(const PGresult* result) {
     const char* const text = PQresultErrorField(result, code);
     return std::string(text == nullptr ? "" : text);
   };
-  PostgresFailure failure{field(PG_DIAG_SQLSTATE), field(PG_DIAG_MESSAGE_PRIMARY)};
+  const std::string severity = field(PG_DIAG_SEVERITY_NONLOCALIZED);
+  PostgresFailure failure{field(PG_DIAG_SQLSTATE), field(PG_DIAG_MESSAGE_PRIMARY),
+                          severity == "FATAL" || severity == "PANIC"};
   if (failure.reason.empty()) failure.reason = PQresultErrorMessage(result);
   const std::string detail = field(PG_DIAG_MESSAGE_DETAIL);
   if (!detail.empty()) failure.reason += ": " + detail;
@@ -241,8 +243,8 @@ class Parameters {
 }  // namespace
 
 bool is_connection_lost(const PostgresFailure& failure) noexcept {
-  return failure.sqlstate.empty() || failure.is_of_class("08") || failure.is("57P01") ||
-         failure.is("57P02") || failure.is("57P03") || failure.is("57P05");
+  return failure.sqlstate.empty() || failure.ended_connection || failure.is_of_class("08") ||
+         failure.is("57P01") || failure.is("57P02") || failure.is("57P03") || failure.is("57P05");
 }
 
 PostgresFailure PostgresRows::failure() const { return failure_of(result_.get()); }

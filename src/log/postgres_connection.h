@@ -39,6 +39,8 @@ struct PostgresFailure {
   // Five characters; empty if the server did not answer.
   std::string sqlstate;
   std::string reason;
+  // Whether the server ended the connection, or all of them (FATAL, PANIC). It may have committed.
+  bool ended_connection = false;
 
   bool is(std::string_view state) const { return sqlstate == state; }
   bool is_of_class(std::string_view two) const { return sqlstate.starts_with(two); }

@@ -286,7 +286,12 @@ Error PostgresLog::error(const char* what, const PostgresFailure& failure, IfAns
   const std::string message = std::string(what) + ": log=" + name() + describe(failure);
   const ErrorKind if_unanswered =
       if_lost == IfAnswerLost::uncertain ? ErrorKind::uncertain : ErrorKind::unavailable;
-  if (is_connection_lost(failure)) return Error(if_unanswered, message);
+  if (is_connection_lost(failure)) {
+    const bool is_disk_full = failure.is("53100");
+    return Error(if_unanswered,
+                 message + (is_disk_full ? " (free space on the disk of the server)" : ""),
+                 is_disk_full ? ENOSPC : 0);
+  }
   if (is_permission_failure(failure)) {
     return Error(ErrorKind::invalid,
                  message + " (docs/logs.md lists the privileges that each role needs)", EACCES);

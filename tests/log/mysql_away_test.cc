@@ -14,8 +14,8 @@
 #include <thread>
 #include <vector>
 
+#include "log/full_disk.h"
 #include "log/mysql_test_support.h"
-#include "log/root_tests.h"
 #include "support/tcp_proxy.h"
 #include "update/update.h"
 
@@ -23,26 +23,6 @@ namespace whycache {
 namespace {
 
 using MysqlLogAway = MysqlTest;
-
-// Fills the disk that contains the file up to `bytes_left`.
-void fill_disk(const std::string& filler, std::size_t bytes_left) {
-  const std::filesystem::path directory = std::filesystem::path(filler).parent_path();
-  const std::size_t available = std::filesystem::space(directory).available;
-  require(available > bytes_left, "there is room to fill");
-  const std::string bytes(std::size_t{1} << 20, 'x');
-  std::ofstream file(filler, std::ios::binary);
-  for (std::size_t written = 0; written + bytes_left < available; written += bytes.size())
-    file << bytes;
-  require(static_cast<bool>(file.flush()), "fill the disk");
-}
-
-// Returns random bytes, which no compression makes smaller.
-std::string incompressible_bytes(std::size_t bytes) {
-  static std::mt19937_64 random(testing::test_seed());
-  std::string text(bytes, '\0');
-  for (char& byte : text) byte = static_cast<char>(random());
-  return text;
-}
 
 // --- Servers that die, stall, or close connections. ---
 
@@ -236,38 +216,8 @@ TEST_F(MysqlLogAway, full_disk_throws_limit_and_leaves_log_consistent) {
     mount_small_disk(directory.file("disk"), "120m");
     MariadbServer server({}, "", directory.file("disk"));
     MysqlStore store(server);
-    const std::string url = server.url(store.database());
-    Cache writer(url, options_for(directory, "writer"));
-    Cache other(url, options_for(directory, "other"));
-    const std::string filler = directory.file("disk/filler");
-    std::map<std::string, std::string> expected;
-    for (int round = 0; round < 3; ++round) {
-      // Given a disk with little room left, a writer writes until the log reports a full disk. The
-      // values are small, because some versions of InnoDB abort if a large value does not fit.
-      fill_disk(filler, std::size_t{6} << 20);
-      std::optional<Error> error;
-      for (int i = 0; i < 10'000 && !error; ++i) {
-        const std::string key = "key " + std::to_string(round * 10'000 + i);
-        const std::string value = incompressible_bytes(3000);
-        error = thrown_error(
-            [&] { writer.set(key, value, {.note = {}, .deadline = milliseconds(500)}); });
-        if (!error) expected[key] = value;
-      }
-      require(error.has_value(), "a full disk refuses a write");
-      require(error->kind() == ErrorKind::limit, error->what());
-      require(std::string(error->what()).find("full") != std::string::npos, error->what());
-      require(error->system_error() == ENOSPC, "ENOSPC");
-      // Every machine has exactly the acknowledged writes.
-      require(other.update() == expected.size() && writer.applied_id() == expected.size(),
-              "ids on a full disk");
-      for (const auto& [key, value] : expected) require(other.get(key) == value, key);
-      require(other.size() == expected.size(), "no other keys");
-      // Writes succeed again when there is room.
-      std::filesystem::remove(filler);
-      writer.set("room " + std::to_string(round), "room");
-      expected["room " + std::to_string(round)] = "room";
-    }
-    require(other.update() == writer.applied_id() && other.digest() == writer.digest(), "digests");
+    write_on_full_disk(server.url(store.database()), directory, directory.file("disk/filler"),
+                       std::size_t{6} << 20);
   });
   if (!ran_as_root) GTEST_SKIP() << "NOT TESTED: needs root";
 }

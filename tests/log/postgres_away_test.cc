@@ -2,14 +2,20 @@
 // write.
 #include <gtest/gtest.h>
 
+#include <pwd.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <filesystem>
 #include <optional>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "base/call_limit.h"
+#include "log/full_disk.h"
 #include "log/postgres_test_support.h"
+#include "support/memory_directory.h"
 #include "support/tcp_proxy.h"
 #include "update/update.h"
 
@@ -18,6 +24,13 @@ namespace {
 
 using PostgresLogAway = PostgresTest;
 using PostgresLogFailover = PostgresTest;
+
+// Creates a directory that the server's user can write.
+void make_directory_of_server(const std::string& path) {
+  std::filesystem::create_directories(path);
+  const passwd* const user = ::getpwnam("postgres");
+  require(user != nullptr && ::chown(path.c_str(), user->pw_uid, user->pw_gid) == 0, path);
+}
 
 void close_connections(const PostgresStore& store) {
   store.run(
@@ -205,6 +218,65 @@ TEST_F(PostgresLogAway, machines_detect_restored_log_and_rebuild) {
     EXPECT_EQ(cache->counters().rebuilds_diverged, 1U);
   }
   EXPECT_EQ(writer.digest(), other.digest());
+}
+
+// --- Disks that fill up. ---
+
+TEST_F(PostgresLogAway, full_disk_throws_limit_and_leaves_log_consistent) {
+  const TemporaryDirectory disk(testing::memory_directory());
+  const TemporaryDirectory states;
+  const bool ran_as_root = run_as_root([&] {
+    mount_small_disk(disk.path(), "40m");
+    PostgresTestServer server;
+    make_directory_of_server(disk.file("tables"));
+    PostgresClient(server).run("CREATE TABLESPACE small LOCATION '" + disk.file("tables") + "'");
+    PostgresClient(server).run("CREATE DATABASE flags TABLESPACE small");
+    write_on_full_disk(server.url("flags"), states, disk.file("filler"), std::size_t{2} << 20);
+  });
+  if (!ran_as_root) GTEST_SKIP() << "NOT TESTED: needs root";
+}
+
+// Without room for its WAL, PostgreSQL ends all its processes. It reports a full disk then,
+// although the commit may already be in the WAL.
+TEST_F(PostgresLogAway, full_disk_of_wal_loses_and_duplicates_no_acknowledged_update) {
+  const TemporaryDirectory directory;
+  const bool ran_as_root = run_as_root([&] {
+    PostgresTestServer server({"min_wal_size=2MB", "max_wal_size=8MB"});
+    const PostgresStore store(server);
+    server.stop();
+    const std::string wal = server.file("data/pg_wal");
+    const auto copy = std::filesystem::copy_options::recursive;
+    std::filesystem::copy(wal, directory.file("wal"), copy);
+    mount_small_disk(wal, "30m");
+    std::filesystem::copy(directory.file("wal"), wal, copy);
+    server.start();
+
+    const auto log = store.open("default", milliseconds(2000));
+    for (int round = 0; round < 2; ++round) {
+      fill_disk(wal + "/filler", 0);
+      const UpdateId first = log->extent().head + 1;
+      std::optional<Error> error;
+      UpdateId next = first;
+      for (; next < first + 5000 && !error; ++next) {
+        const std::string bytes = std::to_string(next) + incompressible_bytes(3000);
+        error = thrown_error([&] { require(log->append(next, bytes) == Appended::yes, "append"); });
+      }
+      require(error.has_value(), "a server without room for its WAL refuses a write");
+      require(error->kind() == ErrorKind::uncertain, error->what());
+
+      std::filesystem::remove(wal + "/filler");
+      server.kill();  // it may have ended, or have started by itself
+      server.start();
+      const UpdateId acknowledged = next - 2;
+      const Updates kept = updates_of(*log);
+      require(
+          kept.size() == acknowledged ||
+              (error->kind() == ErrorKind::uncertain && kept.size() == acknowledged + 1),
+          "acknowledged=" + std::to_string(acknowledged) + " kept=" + std::to_string(kept.size()));
+      append_until_acknowledged(*log, "room " + std::to_string(round));
+    }
+  });
+  if (!ran_as_root) GTEST_SKIP() << "NOT TESTED: needs root";
 }
 
 // --- Failover. ---
