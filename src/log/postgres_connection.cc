@@ -480,12 +480,14 @@ void PostgresConnection::send(const PostgresStatement& statement, std::vector<St
 // takes a lock of the whole server, which another one may hold until a disk or a replica answers.
 void PostgresConnection::send_notification() {
   send_unprepared(
-      {"SELECT pg_catalog.set_config('lock_timeout', '1000', true), pg_catalog.pg_notify($1, $2)",
+      {"SELECT pg_catalog.set_config('lock_timeout', '1000', true), "
+       "pg_catalog.set_config('synchronous_commit', 'off', true), pg_catalog.pg_notify($1, $2)",
        {PostgresValue::text(notification_->first), PostgresValue::text(notification_->second)}});
   if (PQpipelineSync(connection_) == 0 || PQflush(connection_) < 0) throw_lost();
   notification_.reset();
   ++unread_answers_;
 }
+// This one does not wait for them: a notification need not survive a crash.
 
 PGresult* PostgresConnection::next_result(const Deadline& deadline) {
   for (;;) {

@@ -94,6 +94,20 @@ TEST_F(PostgresLogWait, held_lock_of_notify_delays_append_by_a_second_at_most) {
   EXPECT_TRUE(log->wait(3, seconds(20)));
 }
 
+TEST_F(PostgresLogWait, notification_is_not_synced) {
+  PostgresTestServer server;
+  PostgresStore store(server);
+  constexpr UpdateId appends = 300;
+  const auto syncs = [&] { return std::stoull(store.run("SELECT wal_sync FROM pg_stat_wal")); };
+  {
+    const auto log = store.open();
+    append_up_to(*log, appends);
+  }
+  // The connection of the log reports what it counted when it ends.
+  EXPECT_TRUE(becomes_true_within(milliseconds(20'000), [&] { return syncs() >= appends; }));
+  EXPECT_LT(syncs(), appends * 3 / 2);
+}
+
 TEST_F(PostgresLogWait, refused_connection_is_tried_again) {
   PostgresStore store;
   const auto log = store.open();
