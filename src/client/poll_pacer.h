@@ -90,11 +90,12 @@ class PollPacer {
     return std::min<std::chrono::nanoseconds>(first_pause * (1 << doublings), longest_pause);
   }
 
-  // Leaves out up to a quarter.
+  // Leaves out up to a quarter. Adds it if only a lost notification makes the poll worth anything.
   std::chrono::nanoseconds with_jitter(std::chrono::nanoseconds interval) const {
     constexpr std::int64_t steps = 1 << 16;
     const auto part = static_cast<std::int64_t>(random_() % steps);
-    return interval - interval / 4 / steps * part;
+    const std::chrono::nanoseconds jitter = interval / 4 / steps * part;
+    return interval > pace_.interval_max ? interval + jitter : interval - jitter;
   }
 
   const FollowPace pace_;

@@ -37,6 +37,9 @@ constexpr std::chrono::milliseconds exit_delay_max{500};
 // After a failure, what the rollback may take beyond the deadline.
 constexpr std::chrono::milliseconds rollback_time_min{10};
 
+// Calls with less time set the limit of their statements for themselves.
+constexpr std::chrono::milliseconds session_limit_min{1'500};
+
 constexpr char begin_reading_sql[] = "BEGIN ISOLATION LEVEL READ COMMITTED, READ ONLY";
 constexpr char begin_writing_sql[] = "BEGIN ISOLATION LEVEL READ COMMITTED, READ WRITE";
 constexpr char commit_sql[] = "COMMIT";
@@ -55,6 +58,11 @@ constexpr char set_up_writing_sql[] =
     "pg_catalog.set_config('synchronous_commit', CASE pg_catalog.current_setting("
     "'synchronous_commit') WHEN 'off' THEN $3 ELSE pg_catalog.current_setting("
     "'synchronous_commit') END, true)";
+// For the session. Value: the time limit of each statement.
+constexpr char set_up_session_sql[] =
+    "SELECT pg_catalog.set_config('statement_timeout', $1, false), "
+    "pg_catalog.set_config('lock_timeout', '0', false), "
+    "pg_catalog.set_config('default_transaction_isolation', 'read committed', false)";
 constexpr char read_facts_sql[] = R"(
   SELECT pg_catalog.pg_backend_pid(), pg_catalog.pg_is_in_recovery(),
          pg_catalog.current_setting('fsync'), pg_catalog.current_setting('full_page_writes'),
@@ -478,6 +486,7 @@ void PostgresConnection::send(const PostgresStatement& statement, std::vector<St
 
 // The transaction is one statement, so that none stays open if it fails. While it is committed, it
 // takes a lock of the whole server, which another one may hold until a disk or a replica answers.
+// This one does not wait for them: a notification need not survive a crash.
 void PostgresConnection::send_notification() {
   send_unprepared(
       {"SELECT pg_catalog.set_config('lock_timeout', '1000', true), "
@@ -487,7 +496,6 @@ void PostgresConnection::send_notification() {
   notification_.reset();
   ++unread_answers_;
 }
-// This one does not wait for them: a notification need not survive a crash.
 
 PGresult* PostgresConnection::next_result(const Deadline& deadline) {
   for (;;) {
@@ -607,10 +615,13 @@ PostgresStatement set_up(PostgresAccess access, std::uint64_t transaction,
 }
 
 // Returns the time limit of the statements of a transaction.
+std::chrono::milliseconds statement_limit(const Deadline& deadline) {
+  return statement_time(
+      std::chrono::duration_cast<std::chrono::milliseconds>(deadline.time_left()));
+}
+
 std::string statement_ms(const Deadline& deadline) {
-  return std::to_string(
-      statement_time(std::chrono::duration_cast<std::chrono::milliseconds>(deadline.time_left()))
-          .count());
+  return std::to_string(statement_limit(deadline).count());
 }
 
 }  // namespace
@@ -628,7 +639,18 @@ std::vector<PostgresRows> PostgresConnection::transact(
 
 PostgresRows PostgresConnection::query(const PostgresStatement& statement,
                                        const Deadline& deadline) {
-  return std::move(transact(PostgresAccess::read, {&statement, 1}, deadline)[0]);
+  const std::chrono::milliseconds needed = statement_limit(deadline);
+  if (is_pooled_ || needed * 7 / 8 < session_limit_min)
+    return std::move(transact(PostgresAccess::read, {&statement, 1}, deadline)[0]);
+  // One statement needs no BEGIN and no COMMIT. The limit stays until it differs too much.
+  const bool is_limit_set = session_limit_ <= needed && session_limit_ >= needed * 3 / 4;
+  const std::chrono::milliseconds limit = is_limit_set ? session_limit_ : needed * 7 / 8;
+  const std::string limit_ms = std::to_string(limit.count());
+  const PostgresStatement set_limit{set_up_session_sql, {PostgresValue::text(limit_ms)}};
+  const std::span<const PostgresStatement> before(&set_limit, is_limit_set ? 0 : 1);
+  std::vector<PostgresRows> answers = run_pipeline(before, {&statement, 1}, {}, deadline);
+  session_limit_ = limit;
+  return std::move(answers.back());
 }
 
 std::uint64_t PostgresConnection::run(const PostgresStatement& statement,

@@ -5,9 +5,9 @@
 // - It never blocks: each call waits in poll(2) until its deadline, or until a stop is requested.
 //   It makes the server end statements earlier, so that a statement that waits in vain gets an
 //   answer, instead of being abandoned.
-// - Nothing depends on the session: settings are made for one transaction. The log therefore works
-//   through a pooler that gives each transaction another connection to the server (pgbouncer in
-//   transaction mode). Statements are prepared only if there is no pooler.
+// - Through a pooler, nothing depends on the session: settings are made for one transaction. The
+//   log therefore works where each transaction gets another connection to the server (pgbouncer in
+//   transaction mode). Without one, statements are prepared, and a read is one statement.
 // - All statements of a transaction are sent at once, and take one round trip together.
 //
 // One thread at a time may use a connection, in the process that opened it.
@@ -198,6 +198,8 @@ class PostgresConnection {
   // has it.
   std::uint64_t transaction_ = random_u64();
   bool is_pooled_ = true;
+  // The time limit that statements outside of transactions have; 0: that of the server.
+  std::chrono::milliseconds session_limit_{0};
   bool is_broken_ = false;
   // Notifications whose answers were not read yet. There is no more than one, and through a pooler
   // it is read before anything else is sent: pgbouncer 1.18 gives the server's connection to

@@ -87,6 +87,19 @@ TEST(PollPacer, log_that_notified_of_an_update_is_polled_at_its_longest_interval
   EXPECT_EQ(follower.poll(false), seconds(20));
 }
 
+TEST(PollPacer, fleet_of_a_log_that_notifies_polls_at_its_longest_interval_at_most) {
+  for (const std::uint64_t random : {0ULL, 1ULL << 15, (1ULL << 16) - 1}) {
+    Follower follower({}, random);
+    follower.notifies = true;
+    follower.poll(true);
+    follower.notify();
+    follower.poll(true);
+    const nanoseconds waited = follower.poll(false);
+    EXPECT_GE(waited, seconds(20));
+    EXPECT_LE(waited, seconds(25));
+  }
+}
+
 TEST(PollPacer, log_whose_notification_was_lost_is_polled_as_one_that_does_not_notify) {
   Follower follower;
   follower.notifies = true;

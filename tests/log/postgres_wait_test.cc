@@ -108,6 +108,27 @@ TEST_F(PostgresLogWait, notification_is_not_synced) {
   EXPECT_LT(syncs(), appends * 3 / 2);
 }
 
+TEST_F(PostgresLogWait, poll_is_one_statement) {
+  PostgresTestServer server({"shared_preload_libraries=pg_stat_statements"});
+  PostgresStore store(server);
+  store.run("CREATE EXTENSION pg_stat_statements");
+  const auto log = store.open();
+  append_up_to(*log, 3);
+  constexpr int polls = 20;
+  const auto poll = [&] {
+    const auto stop = [](UpdateId, std::string_view) { return true; };
+    EXPECT_EQ(log->poll(3, std::nullopt, stop).extent.head, 3U);
+  };
+  poll();  // prepares it, and sets the time limit of the session
+  store.run("SELECT pg_stat_statements_reset()");
+  for (int i = 0; i < polls; ++i) poll();
+  EXPECT_EQ(store.run("SELECT sum(calls) FROM pg_stat_statements WHERE query LIKE '%whycache_%'"),
+            std::to_string(polls));
+  EXPECT_EQ(store.run("SELECT count(*) FROM pg_stat_statements WHERE query LIKE 'BEGIN%' OR query "
+                      "LIKE 'COMMIT%'"),
+            "0");
+}
+
 TEST_F(PostgresLogWait, refused_connection_is_tried_again) {
   PostgresStore store;
   const auto log = store.open();
