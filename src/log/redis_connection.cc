@@ -219,9 +219,7 @@ RedisConnection::RedisConnection(const RedisServer& server, const Deadline& dead
   connect(server.address, deadline);
   if (server.verifies_tls) start_tls(server, deadline);
   log_in(server, deadline);
-  const std::optional<std::uint64_t> data_id = read_data_id(deadline);
-  if (!data_id) throw no_answer();
-  data_id_ = *data_id;
+  read_data_id(deadline);
 }
 
 RedisConnection::~RedisConnection() = default;
@@ -360,27 +358,36 @@ void RedisConnection::log_in(const RedisServer& server, const Deadline& deadline
 }
 
 // run_id differs after each restart; master_replid, after a replica became the primary.
-std::optional<std::uint64_t> RedisConnection::read_data_id(const Deadline& deadline) {
-  const std::string_view server[] = {"INFO", "server"};
-  const std::string_view replication[] = {"INFO", "replication"};
-  const std::uint64_t numbers[] = {send(server), send(replication)};
-  std::string infos[2];
-  for (int i = 0; i < 2; ++i) {
-    std::optional<RedisReply> reply = await(numbers[i], deadline);
-    if (!reply) return std::nullopt;
-    check_reply(*reply);
-    infos[i] = std::move(reply->text);
-  }
-  const std::string run_id = field_of(infos[0], "run_id");
-  const std::string history = field_of(infos[1], "master_replid");
-  if (run_id.empty() || history.empty())
-    throw RedisFailure{true, "server does not say its run_id and master_replid"};
-  return hash64(run_id + ' ' + history);
+void RedisConnection::read_data_id(const Deadline& deadline) {
+  const std::string_view words[] = {"INFO", "server"};
+  const std::uint64_t server = send(words);
+  const std::uint64_t replication = send_data_check();
+  const std::optional<RedisReply> reply = await(server, deadline);
+  if (!reply) throw no_answer();
+  check_reply(*reply);
+  run_id_ = field_of(reply->text, "run_id");
+  const std::optional<RedisReply> history = await(replication, deadline);
+  if (!history) throw no_answer();
+  data_id_ = data_id_in(*history);
 }
 
-std::optional<bool> RedisConnection::has_same_data(const Deadline& deadline) {
-  const std::optional<std::uint64_t> data_id = read_data_id(deadline);
-  return data_id ? std::optional(*data_id == data_id_) : std::nullopt;
+std::uint64_t RedisConnection::data_id_in(const RedisReply& replication) const {
+  check_reply(replication);
+  const std::string history = field_of(replication.text, "master_replid");
+  if (run_id_.empty() || history.empty())
+    throw RedisFailure{true, "server does not say its run_id and master_replid"};
+  return hash64(run_id_ + ' ' + history);
+}
+
+std::uint64_t RedisConnection::send_data_check() {
+  const std::string_view words[] = {"INFO", "replication"};
+  return send(words);
+}
+
+std::optional<bool> RedisConnection::await_data_check(std::uint64_t number,
+                                                      const Deadline& deadline) {
+  const std::optional<RedisReply> reply = await(number, deadline);
+  return reply ? std::optional(data_id_in(*reply) == data_id_) : std::nullopt;
 }
 
 std::string RedisConnection::keys_of(const std::string& prefix) const {

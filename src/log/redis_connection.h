@@ -65,10 +65,11 @@ class RedisConnection {
   std::uint64_t data_id() const { return data_id_; }
   // Returns what the keys of a log begin with there.
   std::string keys_of(const std::string& prefix) const;
-  // Whether the server still has that data. It may have become a replica of another one without
-  // closing the connection. Takes a round trip. Returns nullopt if the deadline passes first.
-  // Throws RedisFailure.
-  std::optional<bool> has_same_data(const Deadline& deadline);
+  // Queues a question: whether the server still has that data. It may have become a replica of
+  // another one without closing the connection. Returns its number.
+  std::uint64_t send_data_check();
+  // Returns the answer, as await() does. Throws RedisFailure.
+  std::optional<bool> await_data_check(std::uint64_t number, const Deadline& deadline);
   // Whether the server has not closed the connection. Takes no round trip.
   bool is_alive() noexcept { return transport_->is_alive(); }
   // Since when an answer is awaited; 0: none is.
@@ -89,7 +90,8 @@ class RedisConnection {
   bool answers_without_tls(const ServerAddress& address, const Deadline& deadline);
   void run(std::span<const std::string_view> words, const Deadline& deadline);
   void log_in(const RedisServer& server, const Deadline& deadline);
-  std::optional<std::uint64_t> read_data_id(const Deadline& deadline);
+  void read_data_id(const Deadline& deadline);
+  std::uint64_t data_id_in(const RedisReply& replication) const;
   // Returns false if the deadline passes first.
   bool wait_for_socket(short events, const Deadline& deadline);
   void receive();
@@ -105,6 +107,7 @@ class RedisConnection {
   FileDescriptor stop_event_;
   std::unique_ptr<RedisReplyFunctions> reply_functions_;  // of the reader
   std::unique_ptr<redisReader, FreeReader> reader_;
+  std::string run_id_;  // of the server process, which is the same as long as the connection
   std::uint64_t data_id_ = 0;
   std::string queued_;
   std::uint64_t sent_count_ = 0;

@@ -326,7 +326,8 @@ void RedisStore::note_refusal(const std::string& error) {
 
 std::optional<RedisReply> RedisStore::request(
     const std::string& prefix, RequestKind kind,
-    const std::function<std::vector<std::string>(const std::string&)>& make_words) {
+    const std::function<std::vector<std::string>(const std::string&)>& make_words,
+    std::optional<std::uint64_t>* data_check) {
   if (!is_available()) return std::nullopt;
   const std::int64_t timeout_ns = std::chrono::nanoseconds(timeout_).count();
   const std::int64_t began_at_ns = boot_time_ns();
@@ -360,7 +361,9 @@ std::optional<RedisReply> RedisStore::request(
     if (connection_) {
       const std::vector<std::string> words = make_words(connection_->keys_of(prefix));
       const std::vector<std::string_view> views(words.begin(), words.end());
-      reply = connection_->await(connection_->send(views), deadline);
+      const std::uint64_t number = connection_->send(views);
+      if (data_check != nullptr) data_check->emplace(connection_->send_data_check());
+      reply = connection_->await(number, deadline);
     }
     if (!reply) {
       note_no_answer(began_at_ns);
@@ -391,27 +394,36 @@ std::optional<RedisReply> RedisStore::request(
 }
 
 std::optional<TierStore::HeadAndLease> RedisStore::get_head(const std::string& prefix) {
-  std::optional<RedisReply> reply = request(prefix, RequestKind::read, [](const std::string& keys) {
-    return std::vector<std::string>{"MGET", keys + "head", keys + "ask"};
-  });
+  // A record that has changed has to be from the data that the connection was made to. The question
+  // follows the request that it is about. It saves a round trip where a change is expected.
+  const bool expects_new_head = expects_new_head_.exchange(false, std::memory_order_relaxed);
+  std::optional<std::uint64_t> data_check;
+  std::optional<RedisReply> reply = request(
+      prefix, RequestKind::read,
+      [](const std::string& keys) {
+        return std::vector<std::string>{"MGET", keys + "head", keys + "ask"};
+      },
+      expects_new_head ? &data_check : nullptr);
   if (!reply || reply->items.size() != 2) return std::nullopt;
   HeadAndLease found;
   if (const std::string* const head = reply->text_at(0)) found.head = StoredHead{*head};
   const std::uint64_t head_hash = found.head ? hash64(found.head->bytes) : last_head_hash_;
-  if (head_hash != last_head_hash_) {
-    if (!is_same_server()) return std::nullopt;
+  if (head_hash != last_head_hash_ || data_check) {
+    if (!is_same_server(data_check ? *data_check : connection_->send_data_check()))
+      return std::nullopt;
     last_head_hash_ = head_hash;
   }
   if (const std::string* const lease = reply->text_at(1)) found.poll_lease = *lease;
   return found;
 }
 
-// Whether the answer before came from the data that the connection was made to. A primary that has
-// become a replica keeps its connections.
-bool RedisStore::is_same_server() {
+// Whether the answers before that to `data_check` came from the data that the connection was made
+// to. A primary that has become a replica keeps its connections.
+bool RedisStore::is_same_server(std::uint64_t data_check) {
   const std::int64_t began_at_ns = boot_time_ns();
   try {
-    const std::optional<bool> is_same = connection_->has_same_data(CallLimit::deadline(timeout_));
+    const std::optional<bool> is_same =
+        connection_->await_data_check(data_check, CallLimit::deadline(timeout_));
     if (!is_same) {
       note_no_answer(began_at_ns);
     } else if (!*is_same) {
@@ -705,6 +717,7 @@ bool RedisStore::note_received(RedisReply& reply) {
   if (greatest == 0) return false;
   claimed_head_.store(greatest, std::memory_order_relaxed);
   position_.store(greatest, std::memory_order_relaxed);
+  expects_new_head_.store(true, std::memory_order_relaxed);
   waiters_->changed.notify_all();
   return true;
 }

@@ -89,13 +89,15 @@ class RedisStore final : public TierStore {
 
   enum class RequestKind { read, write };
   // Returns the answer to a command. `make_words` gets the prefix of the keys. Returns nullopt if
-  // the request failed. The only error that it returns is that a script is missing.
+  // the request failed. The only error that it returns is that a script is missing. `data_check`:
+  // where to store the number of RedisConnection::send_data_check(), which is sent with it.
   std::optional<RedisReply> request(
       const std::string& prefix, RequestKind kind,
-      const std::function<std::vector<std::string>(const std::string&)>& make_words);
+      const std::function<std::vector<std::string>(const std::string&)>& make_words,
+      std::optional<std::uint64_t>* data_check = nullptr);
   bool set_if(const std::string& prefix, const std::string& key, std::string_view bytes,
               std::chrono::seconds duration, bool only_if_absent);
-  bool is_same_server();
+  bool is_same_server(std::uint64_t data_check);
   void mark_unavailable();
   void note_no_answer(std::int64_t began_at_ns);
   void note_refusal(const std::string& error);
@@ -135,13 +137,15 @@ class RedisStore final : public TierStore {
   std::optional<RedisConnectionAttempt> listener_attempt_;
   std::optional<PendingRead> pending_read_;
 
-  // The three below are hints for threads that wait, and are relaxed: nothing is published with
-  // them. The thread that listens writes the first two; note_head() resets the first.
+  // The four below are hints, and are relaxed: nothing is published with them. The thread that
+  // listens writes the first three; note_head() resets the first, get_head() the third.
   //
   // The greatest id received that no answer of the log has contradicted since.
   std::atomic<UpdateId> claimed_head_{0};
   // The thread that listens reads only updates beyond this one.
   std::atomic<UpdateId> position_{0};
+  // Updates were received since get_head() was called last, so that it finds another record.
+  std::atomic<bool> expects_new_head_{false};
   // Until then the server cannot wake this process. Written by any thread that waits.
   std::atomic<std::int64_t> refused_until_ns_{0};
 
