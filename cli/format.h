@@ -11,6 +11,8 @@ namespace whycache::cli {
 
 // "1,234,567"
 std::string format_with_commas(std::uint64_t number);
+// "1 item", "1,234 items"
+std::string format_count(std::uint64_t count, std::string_view noun);
 // "512 B", "12.3 KiB", "4.0 GiB"
 std::string format_bytes(std::uint64_t bytes);
 // "850 ns", "12.3 ms", "4.2 s", "3 min 20 s", "2 h 5 min", "3 d 4 h"

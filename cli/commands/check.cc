@@ -149,9 +149,10 @@ std::optional<StateInfo> check_state(const CheckArguments& arguments, CheckRepor
     progress.hide();
     for (const std::string& fault : faults) findings.fail("state", fault, rebuild_state);
     if (faults.empty()) {
-      findings.pass("state", fmt::format("header, index, entries, key order and segments fit "
-                                         "together: {} items at update {}, {}",
-                                         info.item_count, info.applied_id, path));
+      findings.pass("state",
+                    fmt::format("header, index, entries, key order and segments fit "
+                                "together: {} at update {}, {}",
+                                format_count(info.item_count, "item"), info.applied_id, path));
     }
     // A state that cannot be read has no info.
     return info.state_id == 0 ? std::nullopt : std::optional(info);

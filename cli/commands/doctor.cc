@@ -69,8 +69,8 @@ Finding check_state_file(const Target& target, StateFile& state) {
     state.info = source.state().info();
     state.bytes = static_cast<std::uint64_t>(status.st_size);
     return Finding::ok(
-        "state", fmt::format("{} items at update {}, {}, mode {:04o}: {}",
-                             format_with_commas(state.info->item_count), state.info->applied_id,
+        "state", fmt::format("{} at update {}, {}, mode {:04o}: {}",
+                             format_count(state.info->item_count, "item"), state.info->applied_id,
                              format_bytes(state.bytes), status.st_mode & 07777, path));
   } catch (const Error& error) {
     return Finding::bad("state", error.what(), next_step(error), exit_code_of(error));

@@ -136,16 +136,16 @@ class Importer {
       output.write_json(object);
       return;
     }
-    std::string text = fmt::format("{} items", items_read_);
-    if (erased > 0) text += fmt::format(" and {} keys to erase", erased);
+    std::string text = format_count(items_read_, "item");
+    if (erased > 0) text += " and " + format_count(erased, "key") + " to erase";
     if (items_skipped_ > 0) text += fmt::format(", {} of them equal", items_skipped_);
     if (!cache_) {
       output.write_line(text + " can be imported");
     } else if (update_count == 0) {
       output.write_line(text + ", nothing was written");
     } else {
-      output.write_line(fmt::format("{} in {} update{}, the last is update {}", text, update_count,
-                                    update_count == 1 ? "" : "s", last_id_));
+      output.write_line(fmt::format("{} in {}, the last is update {}", text,
+                                    format_count(update_count, "update"), last_id_));
     }
   }
 

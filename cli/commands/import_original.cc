@@ -64,11 +64,13 @@ ExitCode import_original_log(const ImportOriginalArguments& arguments, Output& o
     if (cache) object["last_update_id"] = last_id;
     output.write_json(object);
   } else if (!cache) {
-    output.write_line(fmt::format("{} items of {} updates can be imported", data.items.size(),
-                                  data.updates_read));
+    output.write_line(fmt::format("{} of {} can be imported",
+                                  format_count(data.items.size(), "item"),
+                                  format_count(data.updates_read, "update")));
   } else {
-    output.write_line(fmt::format("{} items of {} updates, the last is update {}",
-                                  data.items.size(), data.updates_read, last_id));
+    output.write_line(fmt::format("{} of {}, the last is update {}",
+                                  format_count(data.items.size(), "item"),
+                                  format_count(data.updates_read, "update"), last_id));
   }
   return ExitCode::done;
 }

@@ -86,9 +86,9 @@ Json as_json(const Update& update, std::size_t bytes, std::size_t change_count,
 // `change_count`: of the update, of which `changes` may only have those that were asked for.
 void print(const Update& update, std::size_t change_count, const LogArguments& arguments,
            Output& output) {
-  std::string line = fmt::format(
-      "{:>8}  {}  {}  {} change{}", update.id, format_time(update.authorship.time_us),
-      escape(update.authorship.writer_name), change_count, change_count == 1 ? "" : "s");
+  std::string line =
+      fmt::format("{:>8}  {}  {}  {}", update.id, format_time(update.authorship.time_us),
+                  escape(update.authorship.writer_name), format_count(change_count, "change"));
   if (update.erases_all) line += ", erases everything before";
   if (!update.authorship.note.empty()) line += "  \"" + escape(update.authorship.note) + '"';
   if (!arguments.values) {

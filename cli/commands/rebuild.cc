@@ -43,8 +43,8 @@ ExitCode rebuild(const RebuildArguments& arguments, Output& output) {
     put_bytes(object, "state", path);
     output.write_json(object);
   } else {
-    output.write_line(fmt::format("{} items at update {}, {} (before: {}): {}",
-                                  format_with_commas(info.item_count), info.applied_id,
+    output.write_line(fmt::format("{} at update {}, {} (before: {}): {}",
+                                  format_count(info.item_count, "item"), info.applied_id,
                                   format_bytes(bytes), format_bytes(bytes_before), path));
   }
   return ExitCode::done;

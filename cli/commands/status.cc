@@ -120,8 +120,7 @@ std::string why_unknown(const MachineStatus& status) {
 }
 
 std::string format_lag(const MachineStatus& status) {
-  const std::string known =
-      fmt::format("{} update{}", status.known_lag(), status.known_lag() == 1 ? "" : "s");
+  const std::string known = format_count(status.known_lag(), "update");
   return status.lag() ? known : fmt::format("unknown, {} when the log was last contacted", known);
 }
 

@@ -157,7 +157,7 @@ class ImportTest(CliTest):
         self.assertEqual(self.machine.ok("keys").lines, ["b", "c", "d"])
         self.machine.ok("import", "-", stdin=b'{"key":"a","erase":true}\n')
         piped = self.machine.ok("import", "--yes", "-", stdin=b'{"key":"b","erase":true}\n')
-        self.assertIn("1 keys to erase", piped.text)
+        self.assertIn("1 key to erase", piped.text)
         self.assertEqual(self.machine.ok("keys").lines, ["c", "d"])
         self.machine.fails("usage", "import", "-", stdin=b'{"key":"a","erase":1}', expect="erase")
         self.machine.fails(
@@ -306,7 +306,7 @@ class ImportTest(CliTest):
             env=self.machine.environment(SCRIPT=script),
         )
         self.assertEqual(result.returncode, 0, result.stderr)
-        self.assertEqual(result.stdout, b"409600 items can be imported\n")
+        self.assertEqual(result.stdout, b"409,600 items can be imported\n")
 
     def test_progress_is_shown_only_at_terminal(self):
         path = self.file(

@@ -65,7 +65,7 @@ class OperationsTest(CliTest):
                               capture_output=True, text=True, check=False)
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
         printed = [line for line in done.stdout.splitlines() if not line.startswith(("#", "chgrp"))]
-        self.assertIn("1 items at update 1, ", printed[2], done.stdout)
+        self.assertIn("1 item at update 1, ", printed[2], done.stdout)
         del printed[2]
         self.assertEqual(printed, ["1", "hello1", "640 flags flagreaders", "hello"])
 
