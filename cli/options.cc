@@ -49,9 +49,13 @@ void EraseOptions::require_consent(const std::string& what, std::uint64_t erased
                   format_with_commas(erased), format_with_commas(all), percent,
                   is_too_much ? fmt::format(", more than --erase-max {}", *erase_max) : ""),
       is_too_much ? "raise --erase-max if it is meant"
-                  : fmt::format("add --yes to proceed, or --erase-max {} to proceed if it is not "
-                                "more by then",
-                                erased));
+      : needs_yes
+          ? fmt::format("add --yes to proceed; --erase-max {} besides it refuses if it is more by "
+                        "then",
+                        erased)
+          : fmt::format("add --yes to proceed, or --erase-max {} to proceed if it is not more by "
+                        "then",
+                        erased));
 }
 
 void add_erase_options(CLI::App& parser, EraseOptions& options) {

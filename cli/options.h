@@ -35,6 +35,7 @@ void add_note_option(CLI::App& parser, std::string& note);
 struct EraseOptions {
   bool yes = false;
   std::optional<std::uint64_t> erase_max;
+  bool needs_yes = false;  // --erase-max does not replace --yes, since more than keys is lost
 
   // Throws Failure refused if more than `free_max` keys would be erased and neither option allows
   // it, or more than --erase-max. `what` begins the message.

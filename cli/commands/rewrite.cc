@@ -19,7 +19,7 @@ struct RewriteArguments {
   UpdateId limit = 0;
   std::optional<std::uint64_t> keep_last;
   std::vector<std::string> kept_prefixes;
-  EraseOptions erase;
+  EraseOptions erase{.needs_yes = true};
   std::string note;
   bool json = false;
 

@@ -60,6 +60,10 @@ class RewriteTest(CliTest):
         self.machine.fails(
             "usage", "rewrite", "--keep-prefix", "user.", "--yes", expect="--erase-all-but user."
         )
+        # The history is lost besides the keys, so --erase-max alone is no consent.
+        refused = self.machine.fails("refused", *erase, "--erase-all-but", "flag.")
+        self.assertIn("next: add --yes to proceed; --erase-max 2 besides it", refused.err)
+        self.machine.fails("refused", *erase, "--erase-all-but", "flag.", "--erase-max", "2")
         self.machine.ok(*erase, "--erase-all-but", "flag.", "--yes", "--erase-max", "2")
         other.ok("update")
         for machine in (self.machine, other, self.another_machine("new")):
