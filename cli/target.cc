@@ -195,8 +195,15 @@ std::string log_url(const Target& target) {
 std::unique_ptr<Log> open_log(const Target& target) {
   const std::string url = log_url(target);
   if (url.empty()) refuse_no_log();
-  return whycache::open_log(url, std::min(target.deadline(), default_log_deadline),
-                            IfMissing::fail);
+  try {
+    return whycache::open_log(url, std::min(target.deadline(), default_log_deadline),
+                              IfMissing::fail);
+  } catch (const LogMissing& missing) {
+    const std::optional<std::string> state =
+        find_present_state(target.options(), log_name(Url(url)));
+    if (!state) throw;
+    throw missing.with_state(*state);
+  }
 }
 
 Extent ask_log(const Target& target) {
@@ -299,11 +306,14 @@ std::unique_ptr<Cache> update_cache(const Target& target, const FreshnessOptions
   } catch (const Error& error) {
     if (error.kind() != ErrorKind::unavailable) throw;
     const bool has_next_step = std::string_view(error.what()).ends_with(')');
-    throw Failure(freshness.staleness_max ? ExitCode::stale : ExitCode::unreachable,
+    const bool has_state =
+        find_present_state(target.options(), target_log_name(target)).has_value();
+    throw Failure(freshness.staleness_max ? ExitCode::stale : exit_code_of(error),
                   std::string("cannot read as fresh as requested: ") + error.what(),
-                  has_next_step ? ""
-                                : "omit --update and --staleness-max to read the state as it is; "
-                                  "`whycache doctor` tests the log");
+                  has_state && !has_next_step
+                      ? "omit --update and --staleness-max to read the state as it is; `whycache "
+                        "doctor` tests the log"
+                      : next_step(error));
   }
 }
 

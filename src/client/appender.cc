@@ -120,7 +120,9 @@ bool Appender::append_and_resolve(const LogPosition& position, std::string_view 
   const auto uncertain = [&](const std::string& why) {
     return Error(ErrorKind::uncertain,
                  "write may or may not be in the log: id=" + std::to_string(id) +
-                     " log=" + session_.log.name() + ": " + why + " (update(), then look)");
+                     " log=" + session_.log.name() + ": " + why +
+                     " (update(), or `whycache get KEY --update`, and look before "
+                     "repeating it)");
   };
   const auto append_once = [&] {
     try {
@@ -152,7 +154,9 @@ bool Appender::append_and_resolve(const LogPosition& position, std::string_view 
         session_.back_off_after(error, backoff);
       } catch (const LogError& last) {
         if (in_doubt) throw uncertain(last.what());
-        throw;
+        if (last.kind() != ErrorKind::limit) throw;
+        throw LogError(last.kind(), std::string("nothing was written: ") + last.what(),
+                       last.system_error(), last.gave_up());
       }
     }
   }

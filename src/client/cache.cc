@@ -458,11 +458,7 @@ std::unique_ptr<Log> open_log_of_machine(std::string_view url, const Options& op
       return opener(may_create && !state ? IfMissing::create : IfMissing::fail);
     } catch (const LogMissing& missing) {
       if (!state) throw;
-      // Not `invalid`: with its state, this machine waits for the log to come back.
-      throw Error(ErrorKind::unavailable,
-                  missing.description() + " state=" + *state +
-                      " (this machine has a state: mount or restore its log; or, to begin another, "
-                      "run `whycache init URL` and choose another state_path)");
+      throw missing.with_state(*state);
     }
   };
   return open_log_lazily(url, std::min(options.deadline, default_log_deadline), open);

@@ -1,5 +1,6 @@
 #include "log/lazy_log.h"
 
+#include <algorithm>
 #include <optional>
 #include <utility>
 
@@ -14,6 +15,9 @@ namespace {
 
 // Every log gives up earlier by itself.
 constexpr std::chrono::milliseconds opening_time_max{3'600'000};
+// The opening usually has the deadline of its caller. It gets a little longer to report what it has
+// waited for, such as the process that holds a lock.
+constexpr std::chrono::milliseconds grace_max{100};
 
 }  // namespace
 
@@ -50,9 +54,15 @@ Log& LazyLog::log() {
 
 std::unique_ptr<Log> LazyLog::open_until(const Deadline& deadline) {
   if (!opening_) opening_.emplace(open_);
+  const std::chrono::nanoseconds grace =
+      std::min<std::chrono::nanoseconds>(deadline.remaining() / 20, grace_max);
   std::optional<std::unique_ptr<Log>> opened;
   try {
     opened = opening_->wait(deadline);
+    if (!opened) {
+      opened = opening_->wait(
+          Deadline(std::chrono::ceil<std::chrono::milliseconds>(grace), deadline.stop()));
+    }
   } catch (...) {
     opening_.reset();
     throw;

@@ -95,8 +95,15 @@ class LogMissing : public Error {
   LogMissing(const std::string& log, const std::string& found)
       : LogMissing("log does not exist: log=" + log + " found=\"" + found + '"') {}
 
-  // The message without a next step.
-  const std::string& description() const { return description_; }
+  // Returns the error for a machine that has a state at `state_path`. It is not `invalid`: with its
+  // state, the machine waits for the log to come back.
+  Error with_state(const std::string& state_path) const {
+    return Error(ErrorKind::unavailable,
+                 description_ + " state=" + state_path +
+                     " (correct the url; or mount or restore the log, since this machine has a "
+                     "state; or, to begin another log, run `whycache init URL` and choose another "
+                     "state_path)");
+  }
 
  private:
   explicit LogMissing(std::string description)

@@ -19,6 +19,7 @@
 #include "log/log_table_row.h"
 #include "log/mysql_connection.h"
 #include "log/rewrite_in_database.h"
+#include "log/server_options.h"
 #include "log/socket_timeout.h"
 #include "log/tls_failure.h"
 #include "update/update.h"
@@ -213,6 +214,21 @@ bool is_wrong_server(unsigned code) {
          code == innodb_read_only || code == read_only_mode || code == galera_not_ready;
 }
 
+// Whether there is no server at the address or socket.
+bool is_not_listening(const MysqlFailure& failure) {
+  return (failure.code == CR_CONNECTION_ERROR || failure.code == CR_CONN_HOST_ERROR) &&
+         failure.reason.starts_with("Can't connect");
+}
+
+bool is_account_locked(unsigned code) {
+  return code == account_is_locked || code == account_is_locked_in_mysql;
+}
+
+bool has_too_many_connections(unsigned code) {
+  return code == ER_CON_COUNT_ERROR || code == ER_USER_LIMIT_REACHED ||
+         code == ER_TOO_MANY_USER_CONNECTIONS;
+}
+
 bool is_permission_failure(unsigned code) {
   switch (code) {
     case ER_DBACCESS_DENIED_ERROR:
@@ -355,6 +371,18 @@ Error MysqlLog::connect_error(const MysqlServer& server, const MysqlFailure& fai
   const std::string message = "cannot connect to database: log=" + name() +
                               " server=" + server.address() + " reason=\"" + failure.reason +
                               "\" code=" + std::to_string(failure.code);
+  // The server knows the user, whose password was right.
+  if (failure.code == ER_DBACCESS_DENIED_ERROR) {
+    return Error(ErrorKind::invalid,
+                 message +
+                     " (correct the database in the url, or grant what `whycache init` prints for "
+                     "this user)",
+                 EACCES);
+  }
+  if (is_account_locked(failure.code)) {
+    return Error(ErrorKind::invalid,
+                 message + " (unlock it at the server: ALTER USER ... ACCOUNT UNLOCK)", EACCES);
+  }
   if (is_permission_failure(failure.code)) {
     return Error(
         ErrorKind::invalid,
@@ -363,8 +391,19 @@ Error MysqlLog::connect_error(const MysqlServer& server, const MysqlFailure& fai
   }
   if (failure.code == ER_BAD_DB_ERROR) {
     return Error(ErrorKind::invalid,
-                 message + " (create it: CREATE DATABASE `" + server.database + "`)");
+                 message + " (correct the database in the url, or create it: CREATE DATABASE `" +
+                     server.database + "`)");
   }
+  if (failure.code == CR_UNKNOWN_HOST) {
+    return Error(ErrorKind::unavailable,
+                 message + " (correct the host in the url, or the name service of this machine)");
+  }
+  if (is_not_listening(failure)) {
+    return Error(ErrorKind::unavailable,
+                 message + " (start the server, or correct host, port or socket in the url)");
+  }
+  if (has_too_many_connections(failure.code))
+    return Error(ErrorKind::unavailable, message + too_many_connections_hint);
   if (failure.code == CR_AUTH_PLUGIN_CANNOT_LOAD) return Error(ErrorKind::invalid, message);
   if (failure.code == CR_SSL_CONNECTION_ERROR && is_tls_refusal(failure.reason)) {
     // Once a log is open, its url was right: it is the server that has changed.

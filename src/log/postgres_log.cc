@@ -14,6 +14,7 @@
 #include "log/log_table_row.h"
 #include "log/postgres_connection.h"
 #include "log/rewrite_in_database.h"
+#include "log/server_options.h"
 #include "log/tls_failure.h"
 
 namespace whycache {
@@ -132,6 +133,13 @@ bool is_permission_failure(const PostgresFailure& failure) {
 
 bool contains(const std::string& text, std::string_view words) {
   return text.find(words) != std::string::npos;
+}
+
+// Whether there is no server at the address or socket. If the url names several servers, the reason
+// has a part for each; one that refuses TLS matters more.
+bool is_not_listening(const PostgresFailure& failure) {
+  return contains(failure.reason, "Is the server running") && !contains(failure.reason, "SSL") &&
+         !contains(failure.reason, "certificate");
 }
 
 // Returns the error for a limit that the server, or this process, has reached.
@@ -256,8 +264,11 @@ Error PostgresLog::connect_error(const PostgresServer& server, const PostgresFai
   }
   if (failure.is("3D000")) {
     return Error(ErrorKind::invalid,
-                 message + " (create it: CREATE DATABASE " + quoted_name(server.database) + ")");
+                 message + " (correct the database in the url, or create it: CREATE DATABASE " +
+                     quoted_name(server.database) + ")");
   }
+  if (failure.is("53300"))
+    return Error(ErrorKind::unavailable, message + too_many_connections_hint);
   if (failure.is("25006")) {
     return Error(ErrorKind::unavailable,
                  message + " (no server in the url accepts writes: promote one of them)");
@@ -271,6 +282,14 @@ Error PostgresLog::connect_error(const PostgresServer& server, const PostgresFai
   if (contains(failure.reason, "invalid response to SSL negotiation") ||
       contains(failure.reason, "expected authentication request")) {
     return Error(ErrorKind::invalid, message + " (this is not a PostgreSQL server)");
+  }
+  if (is_not_listening(failure)) {
+    return Error(ErrorKind::unavailable,
+                 message + " (start the server, or correct host, port or socket in the url)");
+  }
+  if (contains(failure.reason, "could not translate host name")) {
+    return Error(ErrorKind::unavailable,
+                 message + " (correct the host in the url, or the name service of this machine)");
   }
   if (failure.sqlstate.empty() && is_tls_refusal(failure.reason)) {
     // Once a log is open, its url was right: it is the server that has changed.

@@ -22,6 +22,10 @@ struct TlsOptions {
 // Takes them from the URL, with `prefix` before their names. Throws Error(invalid).
 TlsOptions take_tls_options(Url& url, const std::string& prefix = "");
 
+// The next step if a database server has no connection left for this process.
+inline constexpr char too_many_connections_hint[] =
+    " (raise max_connections at the server, or end connections there)";
+
 // Reads a file with a secret. `what` is the option that names it. Throws Error(invalid), without
 // any of the contents.
 std::string read_secret(const std::string& what, const std::string& path);

@@ -7,6 +7,7 @@ exit code, words of the message, and words of the next step.
 import contextlib
 import os
 import re
+import socket
 import subprocess
 import sys
 
@@ -15,6 +16,8 @@ from support import EXIT, NOBODY, CliTest, main
 
 # Advice that is wrong for whatever the log reports.
 WRONG_FOR_LOGS = ("delete it", "--state", "tls=off", "run as its owner")
+# The resolver knows that there is none, and asks no server.
+UNKNOWN_HOST = "a" * 64
 HOLD_LOCK = """
 import fcntl, struct, sys
 file = open(sys.argv[1], "r+b")
@@ -186,6 +189,43 @@ class LocalMessagesTest(MessageTest):
             wrong=["writer died", "moved aside", "put aside"],
         )
 
+    def test_full_disk_of_the_log(self):
+        directory = self.mount("size=2m")
+        for url in (f"sqlite://{directory}/log.db", f"file://{directory}/log"):
+            state = ("--state", f"{self.directory}/{url[:4]}.state", "--log", url)
+            self.machine.ok("set", "a", "1", *state)
+            arguments = ("set", "b", "-", *state)
+            value = os.urandom(700_000)
+            for _ in range(4):
+                if self.machine.run(*arguments, stdin=value).code:
+                    break
+            self.check("limit", *arguments, stdin=value,
+                       message=["nothing was written", directory], next_step="free space")
+            self.assertEqual(self.machine.run("get", "a", *state).text, "1")
+
+    def test_fresh_read_of_a_log_that_is_locked(self):
+        self.machine.ok("set", "a", "1")
+        hold = HOLD_TRANSACTION.replace("IMMEDIATE", "EXCLUSIVE")
+        for state in (self.machine.state, f"{self.directory}/none.state"):
+            with self.holder(hold, self.database) as process:
+                self.check(
+                    "conflict",
+                    *("get", "a", "--update", "--state", state, "--deadline", "2s"),
+                    message=["locked", f"lock_holders={process.pid} (python"],
+                    next_step="transaction",
+                )
+
+    def test_fresh_read_of_a_log_that_is_away(self):
+        """The advice to read the state as it is needs a state."""
+        self.require_log("mysql")
+        self.machine.ok("set", "a", "1")
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            url = f"mysql://u@127.0.0.1:{silent.getsockname()[1]}/d"
+            fresh = ("get", "a", "--update", "--deadline", "300ms", "--log", url)
+            self.check("unreachable", *fresh, message="", next_step="omit --update")
+            self.check("unreachable", *fresh, "--state", f"{self.directory}/none.state",
+                       message="", next_step="try again", wrong=["omit --update"])
+
     def test_permissions_name_the_path(self):
         self.require_root()
         self.machine.ok("set", "a", "1")
@@ -252,8 +292,18 @@ class MysqlMessagesTest(MessageTest):
         without_password = f"mysql://flags@{address}/flags?password_file={absent}"
         for reason, arguments, message, next_step in (
             ("permission", self.get(wrong_password), "Access denied", "user and password"),
-            ("permission", self.get(self.follower().replace("/flags", "/flogs")), "flogs", "user"),
-            ("usage", self.get(self.url_of_root("flogs")), "Unknown database", "CREATE DATABASE"),
+            (
+                "permission",
+                self.get(self.follower().replace("/flags", "/flogs")),
+                "flogs",
+                "correct the database in the url",
+            ),
+            (
+                "usage",
+                self.get(self.url_of_root("flogs")),
+                "Unknown database",
+                ["correct the database in the url", "CREATE DATABASE"],
+            ),
             ("usage", self.get(without_password), ["password_file", absent], "path"),
             ("permission", self.set(self.follower()), ["INSERT", "denied"], "docs/logs.md"),
             (
@@ -266,13 +316,36 @@ class MysqlMessagesTest(MessageTest):
             result = self.check(reason, *arguments, message=message, next_step=next_step)
             self.assertNotIn("CREATE TABLE", result.err if result else "")
 
+    def test_account_that_is_locked_and_server_that_is_full(self):
+        self.statement("ALTER USER follower@'%' ACCOUNT LOCK")
+        self.check("permission", *self.get(self.follower()), message="account is locked",
+                   next_step="ACCOUNT UNLOCK")
+        self.statement("ALTER USER follower@'%' ACCOUNT UNLOCK;"
+                       "ALTER USER follower@'%' WITH MAX_USER_CONNECTIONS 1")
+        with contextlib.ExitStack() as stack:
+            client = subprocess.Popen(
+                ["mariadb", "--no-defaults", "--protocol=tcp", f"--port={self.server.port}",
+                 "--host=127.0.0.1", "--user=follower", "--password=secret", "-n"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            stack.callback(client.wait)
+            stack.enter_context(client)
+            client.stdin.write(b"SELECT 'connected';\n")
+            client.stdin.flush()
+            client.stdout.readline()
+            self.check("unreachable", *self.get(self.follower(), "--deadline", "300ms"),
+                       message="max_user_connections", next_step="max_connections")
+
     def test_server_that_is_away_read_only_or_locked(self):
-        with self.subTest("no server"):
+        for url, message, next_step in (
+            (f"mysql://u@127.0.0.1:{servers.free_port()}/d", "127.0.0.1", "start the server"),
+            (f"mysql://u@/d?socket={self.directory}/none", "none", "start the server"),
+            (f"mysql://u@{UNKNOWN_HOST}/d?tls=off", UNKNOWN_HOST, "name service"),
+        ):
             self.check(
                 "unreachable",
-                *self.get(f"mysql://u@127.0.0.1:{servers.free_port()}/d", "--deadline", "300ms"),
-                message=["cannot connect", "127.0.0.1"],
-                next_step="",
+                *self.get(url, "--deadline", "300ms"),
+                message=["cannot connect", message],
+                next_step=next_step,
             )
         self.statement("SET GLOBAL read_only = 1")
         self.check(
@@ -356,6 +429,98 @@ class MysqlMessagesTest(MessageTest):
             message="SSL",
             next_step="TLS",
         )
+
+
+class PostgresMessagesTest(MessageTest):
+    """The same for PostgreSQL."""
+
+    def setUp(self):
+        super().setUp()
+        self.server = servers.Postgres(self)
+        self.server.sql("CREATE ROLE flags SUPERUSER LOGIN; CREATE ROLE follower LOGIN;"
+                        "CREATE ROLE stranger PASSWORD 'secret' LOGIN;")
+        self.machine.ok(*self.set(self.url()))
+        self.server.sql(
+            "GRANT SELECT ON whycache_logs, whycache_updates, whycache_parts TO follower"
+        )
+
+    def url(self, user="flags", database="flags", options=""):
+        return f"postgres://{user}@127.0.0.1:{self.server.port}/{database}{options}"
+
+    def test_access(self):
+        self.server.sql("ALTER SYSTEM SET password_encryption = 'scram-sha-256'")
+        hba = f"{self.server.directory}/data/pg_hba.conf"
+        rules = "host all stranger all scram-sha-256\n"
+        with open(hba, "r+", encoding="utf8") as file:
+            rules += file.read()
+            file.seek(0)
+            file.write(rules)
+        self.server.sql("SELECT pg_reload_conf()")
+        other_state = ("--state", f"{self.directory}/y.state")
+        for reason, arguments, message, next_step in (
+            ("permission", self.get(self.url("stranger")), "no password", "user and password"),
+            ("permission", self.get(self.url("stranger:wrong")), "stranger", "user and password"),
+            (
+                "usage",
+                self.get(self.url(database="flogs")),
+                "flogs",
+                ["correct the database in the url", "CREATE DATABASE"],
+            ),
+            ("permission", self.set(self.url("follower")), "whycache_updates", "docs/logs.md"),
+            (
+                "usage",
+                ("get", "a", "--log", self.url(options="?instance=another"), *other_state),
+                ["another", "'default'"],
+                "whycache init",
+            ),
+            (
+                "unreachable",
+                self.get(self.url(options="?schema=another"), "--deadline", "300ms"),
+                ["another", "does not exist"],
+                ["correct the url", "mount or restore"],
+            ),
+            (
+                "usage",
+                ("init", self.url(options="?schema=another")),
+                ["another", "does not exist"],
+                "create the schema",
+            ),
+        ):
+            with self.subTest(arguments=arguments):
+                result = self.check(reason, *arguments, message=message, next_step=next_step)
+                self.assertNotIn("CREATE TABLE", result.err if result else "")
+
+    def test_server_that_is_away_full_or_locked(self):
+        port = servers.free_port()
+        for url, message, next_step in (
+            (f"postgres://u@127.0.0.1:{port}/d", "Connection refused", "start the server"),
+            (f"postgres://u@/d?socket={self.directory}", "No such file", "start the server"),
+            (f"postgres://u@{UNKNOWN_HOST}/d?tls=off", UNKNOWN_HOST, "name service"),
+        ):
+            self.check(
+                "unreachable",
+                *self.get(url, "--deadline", "300ms"),
+                message=["cannot connect", message],
+                next_step=next_step,
+                wrong=(*WRONG_FOR_LOGS, "certificate", "tls_ca"),
+            )
+        self.server.sql("ALTER ROLE follower CONNECTION LIMIT 0")
+        self.check("unreachable", *self.get(self.url("follower"), "--deadline", "300ms"),
+                   message="too many connections", next_step="max_connections")
+        locker = subprocess.Popen(
+            [self.server.programs / "psql", "-h", self.server.directory, "-p",
+             str(self.server.port), "-U", "postgres", "-qtA", "flags"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        with locker:
+            locker.stdin.write(b"BEGIN; LOCK TABLE whycache_logs, whycache_updates;"
+                               b"SELECT 'held';\n")
+            locker.stdin.flush()
+            self.assertEqual(locker.stdout.readline(), b"held\n")
+            for arguments in (self.get(self.url()), self.set(self.url())):
+                self.check("conflict", *arguments, "--deadline", "2s",
+                           message=["waited_ms_max", "of postgres@"],
+                           next_step="pg_terminate_backend")
+        self.machine.ok(*self.set(self.url()))
 
 
 if __name__ == "__main__":

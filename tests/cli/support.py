@@ -185,6 +185,10 @@ class CliTest(unittest.TestCase):
             self.assertLess(time.monotonic(), deadline, "the condition did not become true")
             time.sleep(0.02)
 
+    def require_log(self, name):
+        if name not in self.machine.ok("version", "--json").json["logs"]:
+            self.skipTest(f"the program was built without {name}")
+
     def require_root(self):
         if os.geteuid() != 0:
             self.skipTest("needs root")
