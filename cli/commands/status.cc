@@ -14,6 +14,7 @@
 #include "cli/position.h"
 #include "cli/target.h"
 #include "log/log_name.h"
+#include "log/open_log.h"
 
 namespace whycache::cli {
 namespace {
@@ -163,7 +164,49 @@ StateSource open_state_unchanged(const StatusArguments& arguments) {
   }
 }
 
+// The next step if a bound is exceeded.
+std::string next_step_if_stale(const MachineStatus& status) {
+  if (status.has_another_clock) {
+    return "a process in another time namespace follows the log, or did: ask there, or run "
+           "`whycache update` here";
+  }
+  return status.log.error.empty()
+             ? "run `whycache update`, or keep `whycache follow` running"
+             : "the log does not answer, so nothing can follow it: `whycache doctor` says more";
+}
+
+// Why the log does not answer, as a part of a message.
+std::string reason_of(const LogStatus& log) {
+  return log.error.empty() ? "" : " log_trouble=\"" + log.error + '"';
+}
+
+void check_bounds(const StatusArguments& arguments, const MachineStatus& status) {
+  if (arguments.staleness_max &&
+      (!status.staleness || *status.staleness > *arguments.staleness_max)) {
+    throw Failure(ExitCode::stale,
+                  fmt::format("staler than requested: staleness={} staleness_max={}{}",
+                              status.staleness ? format_duration(*status.staleness) : "unknown",
+                              format_duration(*arguments.staleness_max), reason_of(status.log)),
+                  next_step_if_stale(status));
+  }
+  if (arguments.lag_max && status.known_lag() > *arguments.lag_max) {
+    throw Failure(ExitCode::stale,
+                  fmt::format("further behind than requested: lag={} lag_max={}{}",
+                              status.known_lag(), *arguments.lag_max, reason_of(status.log)),
+                  next_step_if_stale(status));
+  }
+  if (arguments.lag_max && !status.lag()) {
+    throw Failure(
+        ExitCode::stale,
+        fmt::format("the lag is unknown: lag_max={}{}", *arguments.lag_max, reason_of(status.log)),
+        status.log.error.empty() ? "give --log URL, so that the log can be asked"
+                                 : next_step_if_stale(status));
+  }
+}
+
 ExitCode status(const StatusArguments& arguments, Output& output) {
+  // A wrong URL is no log that does not answer.
+  if (names_a_log(arguments.target)) parse_log_url(log_url(arguments.target), default_log_deadline);
   const StateSource source = open_state_unchanged(arguments);
   const MachineStatus status(source.state(), arguments.target);
   if (arguments.json) {
@@ -177,30 +220,7 @@ ExitCode status(const StatusArguments& arguments, Output& output) {
             status.info, status.path, *status.log.extent, log_name(Url(log_url(arguments.target)))))
       throw Failure(ExitCode::corrupt, problem->found, problem->next_step);
   }
-  if (arguments.staleness_max &&
-      (!status.staleness || *status.staleness > *arguments.staleness_max)) {
-    throw Failure(ExitCode::stale,
-                  fmt::format("staler than requested: staleness={} staleness_max={}",
-                              status.staleness ? format_duration(*status.staleness) : "unknown",
-                              format_duration(*arguments.staleness_max)),
-                  status.has_another_clock
-                      ? "a process in another time namespace follows the log, or did: ask there, "
-                        "or run `whycache update` here"
-                      : "run `whycache update`, or keep `whycache follow` running");
-  }
-  if (arguments.lag_max && status.known_lag() > *arguments.lag_max) {
-    throw Failure(ExitCode::stale,
-                  fmt::format("further behind than requested: lag={} lag_max={}",
-                              status.known_lag(), *arguments.lag_max),
-                  "run `whycache update`, or keep `whycache follow` running");
-  }
-  if (arguments.lag_max && !status.lag()) {
-    throw Failure(ExitCode::stale,
-                  fmt::format("the lag is unknown: {} lag_max={}",
-                              status.log.error.empty() ? "no log is named" : status.log.error,
-                              *arguments.lag_max),
-                  "give --log, and see `whycache doctor` if the log does not answer");
-  }
+  check_bounds(arguments, status);
   return ExitCode::done;
 }
 
@@ -230,9 +250,9 @@ creates nothing, and succeeds if the log does not answer: the lag is then unknow
   whycache status --json | jq .lag
   whycache status --state /var/lib/whycache/flags.state    without contacting the log
 
-Exit codes: 0 done, 2 there is no state, 4 staler or further behind than the given bound, or that is
-  unknown, 5 the state is damaged, of another log, or ahead of a log that lost updates,
-  7 permission)",
+Exit codes: 0 done, 2 the URL is wrong, or there is no state, 4 staler or further behind than the
+  given bound, or that is unknown, 5 the state is damaged, of another log, or ahead of a log that
+  lost updates, 7 permission)",
     prepare_status};
 
 }  // namespace whycache::cli

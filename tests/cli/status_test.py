@@ -68,6 +68,23 @@ class StatusTest(CliTest):
         other.fails("stale", "status", "--staleness-max", "10ms", expect="staleness=")
         other.fails("usage", "status", "--staleness-max", "soon", expect="soon")
 
+    def test_wrong_url_is_no_log_that_is_away(self):
+        self.machine.ok("set", "a", "1")
+        for url, word in (
+            (f"mysql://u@host/db?socket={self.directory}/s", "socket"),
+            (f"{self.log}?nosuch=1", "nosuch"),
+            ("nosuch://x", "nosuch"),
+        ):
+            self.machine.fails("usage", "status", "--log", url, expect=word)
+
+    def test_exceeded_bound_while_the_log_is_away_says_so(self):
+        self.machine.ok("set", "a", "1")
+        os.rename(self.database, f"{self.database}.elsewhere")
+        for bound in (("--staleness-max", "1ns"), ("--lag-max", "0")):
+            result = self.machine.fails("stale", "status", *bound, "--deadline", "200ms",
+                                        expect=["log does not exist", "next: the log does not"])
+            self.assertNotIn("whycache update", result.err)
+
     def test_contact_by_another_clock_is_said_to_be_one(self):
         self.machine.ok("set", "a", "1")
         command = ["unshare", "--time", "--boottime", "100000", self.program]
