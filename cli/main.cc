@@ -7,10 +7,12 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <cstdio>
 #include <new>
 #include <string>
 #include <vector>
 
+#include "base/background_call.h"
 #include "cli/command_tree.h"
 #include "cli/common_options.h"
 #include "cli/spellings.h"
@@ -137,5 +139,11 @@ int main(int argument_count, char** arguments) {
   // A broken connection to a log must be an error, not a signal. Output raises SIGPIPE itself if
   // standard output is a closed pipe.
   ::signal(SIGPIPE, SIG_IGN);
-  return static_cast<int>(run_and_report_errors({arguments + 1, arguments + argument_count}));
+  const ExitCode code = run_and_report_errors({arguments + 1, arguments + argument_count});
+  if (whycache::BackgroundThreads::are_running()) {
+    // One of them waits for a server that does not answer, and exit() would wait for the thread.
+    std::fflush(nullptr);
+    ::_exit(static_cast<int>(code));
+  }
+  return static_cast<int>(code);
 }

@@ -47,6 +47,11 @@ constexpr std::int64_t certificate_warning_us = 14 * day_us;
 // Leases compare times of different machines.
 constexpr std::int64_t clock_skew_max_us = 1'000'000;
 
+[[maybe_unused]] std::chrono::milliseconds time_for_database(const ServerWaits& waits) {
+  return std::min(waits.server_max, std::chrono::duration_cast<std::chrono::milliseconds>(
+                                        waits.database.remaining()));
+}
+
 // `ask_server` returns the server's time, in microseconds since 1970.
 [[maybe_unused]] Finding check_server_clock(const std::function<std::int64_t()>& ask_server) {
   const std::int64_t begin_us = wall_time_us();
@@ -121,7 +126,7 @@ void check_replica(const MysqlServer& server, std::chrono::milliseconds timeout,
   }
 }
 
-void check_mysql(const std::string& url_text, std::chrono::milliseconds timeout,
+void check_mysql(const std::string& url_text, const ServerWaits& waits,
                  std::vector<Finding>& findings) {
   Url url(url_text);
   const MysqlServers servers = take_mysql_servers(url);
@@ -131,8 +136,9 @@ void check_mysql(const std::string& url_text, std::chrono::milliseconds timeout,
   if (!primary.option_file.empty())
     findings.push_back(check_secret_file("option_file", primary.option_file));
   if (!primary.tls_key.empty()) findings.push_back(check_secret_file("tls_key", primary.tls_key));
-  check_primary(primary, timeout, findings);
-  if (servers.replica) check_replica(*servers.replica, timeout, findings);
+  if (const auto left = time_for_database(waits); left.count() > 0)
+    check_primary(primary, left, findings);
+  if (servers.replica) check_replica(*servers.replica, waits.server_max, findings);
 }
 
 #endif
@@ -257,7 +263,7 @@ void check_replica(const PostgresServer& server, std::chrono::milliseconds timeo
   }
 }
 
-void check_postgres(const std::string& url_text, std::chrono::milliseconds timeout,
+void check_postgres(const std::string& url_text, const ServerWaits& waits,
                     std::vector<Finding>& findings) {
   Url url(url_text);
   const PostgresServers servers = take_postgres_servers(url);
@@ -267,8 +273,10 @@ void check_postgres(const std::string& url_text, std::chrono::milliseconds timeo
   if (!primary.pass_file.empty())
     findings.push_back(check_secret_file("passfile", primary.pass_file));
   if (!primary.tls_key.empty()) findings.push_back(check_secret_file("tls_key", primary.tls_key));
-  check_primary(primary, url.take_option("schema").value_or("public"), timeout, findings);
-  if (servers.replica) check_replica(*servers.replica, timeout, findings);
+  const std::string schema = url.take_option("schema").value_or("public");
+  if (const auto left = time_for_database(waits); left.count() > 0)
+    check_primary(primary, schema, left, findings);
+  if (servers.replica) check_replica(*servers.replica, waits.server_max, findings);
 }
 
 #endif
@@ -396,7 +404,8 @@ Finding check_certificate_end(const std::string& check, const std::string& not_a
 
 std::vector<Finding> check_servers([[maybe_unused]] const std::string& log_url,
                                    [[maybe_unused]] const std::string& tier_prefix,
-                                   [[maybe_unused]] std::chrono::milliseconds timeout) {
+                                   [[maybe_unused]] const ServerWaits& waits) {
+  [[maybe_unused]] const std::chrono::milliseconds timeout = waits.server_max;
   std::vector<Finding> findings;
   try {
     const std::string url(without_tier(log_url));
@@ -407,11 +416,11 @@ std::vector<Finding> check_servers([[maybe_unused]] const std::string& log_url,
     if (log_url.starts_with("redis+")) check_redis(url, tier_prefix, timeout, findings);
 #endif
 #if WHYCACHE_WITH_MYSQL
-    if (url.starts_with("mysql:")) check_mysql(url, timeout, findings);
+    if (url.starts_with("mysql:")) check_mysql(url, waits, findings);
 #endif
 #if WHYCACHE_WITH_POSTGRES
     if (url.starts_with("postgres:") || url.starts_with("postgresql:"))
-      check_postgres(url, timeout, findings);
+      check_postgres(url, waits, findings);
 #endif
   } catch (const Error&) {  // a wrong URL, which the check of the log reports
   }

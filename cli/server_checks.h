@@ -7,15 +7,22 @@
 #include <string>
 #include <vector>
 
+#include "base/clock.h"
 #include "cli/system_checks.h"
 
 namespace whycache::cli {
 
-// Checks whatever servers and files the URL names; waits for each server for `timeout` at most.
-// `tier_prefix`: what the keys of the log in a tier begin with (tiered_item_prefix()); empty if the
-// log did not answer. Does not throw for a URL that is wrong, which opening the log reports.
+struct ServerWaits {
+  std::chrono::milliseconds server_max;  // for each server
+  // For the database of the log, which is not asked again once this has passed: it did not answer.
+  Deadline database;
+};
+
+// Checks whatever servers and files the URL names. `tier_prefix`: what the keys of the log in a
+// tier begin with (tiered_item_prefix()); empty if the log did not answer. Does not throw for a URL
+// that is wrong, which opening the log reports.
 std::vector<Finding> check_servers(const std::string& log_url, const std::string& tier_prefix,
-                                   std::chrono::milliseconds timeout);
+                                   const ServerWaits& waits);
 
 // Returns a warning if users other than its owner and its group can read the file, or write it.
 // `what` is the option of the URL that names it.

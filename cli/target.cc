@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <charconv>
 #include <cstdlib>
@@ -228,6 +229,23 @@ std::unique_ptr<Cache> open_cache(const Target& target,
   return std::make_unique<Cache>(url, std::move(options));
 }
 
+std::unique_ptr<Cache> open_cache_with_log(const Target& target,
+                                           std::function<void(const Event&)> on_event) {
+  const Deadline deadline(target.deadline());
+  const auto is_away = std::make_shared<std::atomic<bool>>(false);
+  auto cache = open_cache(target, [is_away, on_event = std::move(on_event)](const Event& event) {
+    if (event.kind == Event::Kind::retried) *is_away = true;
+    if (event.kind == Event::Kind::reconnected) *is_away = false;
+    on_event(event);
+  });
+  if (*is_away && deadline.passed()) {
+    throw Error(ErrorKind::unavailable,
+                fmt::format("log did not answer in time: log={} deadline_ms={}",
+                            target_log_name(target), target.deadline().count()));
+  }
+  return cache;
+}
+
 std::chrono::milliseconds time_left(const Target& target, const Deadline& deadline) {
   const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline.remaining());
   return std::max(left, target.deadline() / 20);
@@ -299,7 +317,7 @@ std::unique_ptr<Cache> update_cache(const Target& target, const FreshnessOptions
   if (!freshness.update) options.staleness_max = *freshness.staleness_max;
   const Deadline deadline(target.deadline());
   try {
-    auto cache = open_cache(target);
+    auto cache = open_cache_with_log(target);
     options.deadline = time_left(target, deadline);
     cache->update(options);
     return cache;

@@ -74,6 +74,10 @@ void check_target(const Target& target);
 void report_event(const Event& event);
 std::unique_ptr<Cache> open_cache(const Target& target,
                                   std::function<void(const Event&)> on_event = report_event);
+// As open_cache(), for a command that needs the log. Throws Error(unavailable) if the state could
+// be opened, but the log did not answer until the deadline of the whole command.
+std::unique_ptr<Cache> open_cache_with_log(
+    const Target& target, std::function<void(const Event&)> on_event = report_event);
 
 // Returns where this machine's state is or, as far as can be known without the log, will be. Does
 // not open it.

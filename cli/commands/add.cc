@@ -32,7 +32,7 @@ std::int64_t parse_number(std::string_view text) {
 
 ExitCode add(const AddArguments& arguments, Output& output) {
   const std::int64_t number = parse_number(arguments.number);
-  const auto cache = open_cache(arguments.target);
+  const auto cache = open_cache_with_log(arguments.target);
   const std::int64_t sum = cache->add(arguments.key, number, {.note = arguments.note});
   if (arguments.json) {
     Json object;

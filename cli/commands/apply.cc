@@ -68,7 +68,7 @@ ExitCode apply(const ApplyArguments& arguments, Output& output) {
       static_cast<std::uint64_t>(std::count_if(changes.begin(), changes.end(), is_erase));
   Target target = arguments.target;
   target.split_updates = false;
-  const auto cache = open_cache(target);
+  const auto cache = open_cache_with_log(target);
   if (erases >
       std::min(arguments.erase.erase_max.value_or(erased_keys_free_max), erased_keys_free_max)) {
     cache->update();

@@ -21,7 +21,7 @@ struct ClearArguments {
 };
 
 ExitCode clear(const ClearArguments& arguments, Output& output) {
-  const auto cache = open_cache(arguments.target);
+  const auto cache = open_cache_with_log(arguments.target);
   if (!arguments.yes) {
     cache->update();
     throw Failure(ExitCode::refused,

@@ -55,7 +55,7 @@ UpdateId erase(const DelArguments& arguments, Cache& cache, const std::vector<st
 
 ExitCode del(const DelArguments& arguments, const CLI::App& parser, Output& output) {
   const std::vector<std::string> keys = KeyList(arguments.keys, keys_of(parser)).read_all();
-  const auto cache = open_cache(arguments.target);
+  const auto cache = open_cache_with_log(arguments.target);
   const UpdateId id =
       arguments.if_value ? erase_if(arguments, *cache, keys) : erase(arguments, *cache, keys);
   if (arguments.json) {

@@ -12,6 +12,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "base/call_limit.h"
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/url.h"
@@ -206,7 +207,17 @@ Finding check_sqlite([[maybe_unused]] const std::string& log_url) {
 #endif
 }
 
-Finding check_log_answers(const Target& target, std::unique_ptr<Log>& log, Extent& extent) {
+// The next step for an error of the log, which names none that leads back to this command.
+std::string next_step_for_log(const Error& error) {
+  const bool has_cause = std::string_view(error.what()).ends_with(')') || error.system_error() != 0;
+  if (error.kind() != ErrorKind::unavailable || has_cause) return next_step(error);
+  return "see whether its server runs and whether the network lets this machine reach it, or "
+         "correct the address in the url";
+}
+
+Finding check_log_answers(const Target& target, const Deadline& deadline, std::unique_ptr<Log>& log,
+                          Extent& extent) {
+  const CallLimit limit(deadline);
   const auto begin = std::chrono::steady_clock::now();
   try {
     log = open_log(target);
@@ -216,7 +227,7 @@ Finding check_log_answers(const Target& target, std::unique_ptr<Log>& log, Exten
                                           extent.base, extent.head, log->name()));
   } catch (const Error& error) {
     log.reset();
-    return Finding::bad("log", error.what(), next_step(error), exit_code_of(error));
+    return Finding::bad("log", error.what(), next_step_for_log(error), exit_code_of(error));
   } catch (const Failure& failure) {
     log.reset();
     return Finding::bad("log", failure.what(), failure.next_step(), failure.code());
@@ -285,10 +296,12 @@ void check_cache(const Target& target, std::vector<Finding>& findings) {
   std::unique_ptr<Log> log;
   Extent extent;
   if (names_a_log(target)) {
-    findings.push_back(check_log_answers(target, log, extent));
-    const std::vector<Finding> servers =
-        check_servers(log_url(target), log ? tiered_item_prefix(extent, log->name()) : "",
-                      std::min<std::chrono::milliseconds>(target.deadline(), server_wait_max));
+    const Deadline deadline(target.deadline());
+    findings.push_back(check_log_answers(target, deadline, log, extent));
+    const std::vector<Finding> servers = check_servers(
+        log_url(target), log ? tiered_item_prefix(extent, log->name()) : "",
+        {.server_max = std::min<std::chrono::milliseconds>(target.deadline(), server_wait_max),
+         .database = deadline});
     findings.insert(findings.end(), servers.begin(), servers.end());
   }
   if (!state.info) return;

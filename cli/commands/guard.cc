@@ -93,7 +93,7 @@ ExitCode guard(const GuardArguments& arguments, Output& output) {
   change(arguments, guards);  // before anything is opened, for its errors
   Target target = arguments.target;
   target.creates_log = true;
-  const auto cache = open_cache(target);
+  const auto cache = open_cache_with_log(target);
   const UpdateId id = CacheInternal::change_log_guards(*cache,
                                                        [&](LogGuards& present) {
                                                          change(arguments, present);

@@ -92,7 +92,7 @@ class Importer {
         progress_(arguments.dry_run ? "reading" : "importing", input_.bytes_total(),
                   Progress::Unit::bytes, arguments.quiet) {
     if (arguments_.dry_run) return;
-    cache_ = open_cache(arguments_.target);
+    cache_ = open_cache_with_log(arguments_.target);
     if (arguments_.mirror || arguments_.skip_equal) cache_->update();
   }
 

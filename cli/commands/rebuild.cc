@@ -26,7 +26,7 @@ std::uint64_t file_bytes_of(const std::string& path) {
 }
 
 ExitCode rebuild(const RebuildArguments& arguments, Output& output) {
-  const auto cache = open_cache(arguments.target, [](const Event& event) {
+  const auto cache = open_cache_with_log(arguments.target, [](const Event& event) {
     // The command prints the result of the rebuild itself.
     if (event.kind != Event::Kind::rebuilt) report_event(event);
   });

@@ -60,7 +60,7 @@ void require_consent_to_erase(const RewriteArguments& arguments, Cache& cache,
 }
 
 ExitCode rewrite(const RewriteArguments& arguments, Output& output) {
-  const auto cache = open_cache(arguments.target);
+  const auto cache = open_cache_with_log(arguments.target);
   const Extent extent = CacheInternal::log(*cache).extent();
   const UpdateId limit = resolve_limit(arguments, extent);
   const auto conflict = [&](UpdateId base) {

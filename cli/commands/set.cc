@@ -57,7 +57,7 @@ ExitCode set(const SetArguments& arguments, Output& output) {
   const bool is_input = arguments.file || arguments.value == "-";
   std::string value = read_value(arguments);
   if (arguments.type) value = encode(*arguments.type, value, is_input);
-  const auto cache = open_cache(arguments.target);
+  const auto cache = open_cache_with_log(arguments.target);
   const UpdateId id = write(arguments, *cache, value);
   if (arguments.json) {
     output.write_json(Json{{"update_id", id}});

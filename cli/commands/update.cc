@@ -18,7 +18,7 @@ struct UpdateArguments {
 
 ExitCode update(const UpdateArguments& arguments, Output& output) {
   const Deadline deadline(arguments.target.deadline());
-  const auto cache = open_cache(arguments.target);
+  const auto cache = open_cache_with_log(arguments.target);
   UpdateOptions options;
   options.deadline = time_left(arguments.target, deadline);
   options.at_least = arguments.at_least;

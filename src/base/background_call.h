@@ -30,17 +30,18 @@ class BackgroundThreads {
     RunningCall& operator=(const RunningCall&) = delete;
     ~RunningCall() { count.fetch_sub(1, std::memory_order_release); }
   };
+  static bool are_running() noexcept { return count.load(std::memory_order_acquire) != 0; }
   // Waits until there are none, or until `timeout`. For a handler of atexit() that runs before a
   // library's own.
   static void wait_for_none(std::chrono::milliseconds timeout) noexcept {
     const Deadline deadline(timeout);
-    while (count.load(std::memory_order_acquire) != 0 && !deadline.passed())
+    while (are_running() && !deadline.passed())
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
 
  private:
   // Each thread adds itself (relaxed) and subtracts itself when it is done (release). The exiting
-  // thread loads it (acquire): at 0, all that those threads did is behind it.
+  // thread loads it (acquire, in are_running()): at 0, all that those threads did is behind it.
   static inline constinit std::atomic<int> count{0};
 };
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 
 import servers
@@ -104,6 +105,21 @@ class DoctorTest(DoctorTestBase):
         finding = findings["views"]
         self.assertEqual(finding["level"], "warn", finding)
         self.assertIn(f"process {reader.pid} (whycache)", finding["found"])
+
+    def test_log_that_does_not_answer_is_asked_once(self):
+        """Each wait for it takes the whole deadline, and `doctor` is no advice of itself."""
+        for scheme in ("mysql", "postgres"):
+            self.require_log(scheme)
+            with self.subTest(scheme), socket.create_server(("127.0.0.1", 0)) as silent:
+                url = f"{scheme}://u@127.0.0.1:{silent.getsockname()[1]}/d"
+                code, findings = self.findings("--log", url, "--deadline", "300ms")
+                self.assertEqual((code, findings["log"]["level"]), (EXIT["unreachable"], "bad"))
+                self.assertIn("whether its server runs", findings["log"]["next"])
+                self.assertNotIn("server", findings)
+                silent.settimeout(0)
+                silent.accept()[0].close()
+                with self.assertRaises(BlockingIOError):
+                    silent.accept()
 
     def test_other_names_of_the_log_are_a_warning(self):
         states = f"{self.directory}/states/"

@@ -1,5 +1,6 @@
 """whycache update: the applied id, and waiting for one."""
 
+import socket
 import time
 
 import servers
@@ -11,6 +12,20 @@ class UpdateTest(CliTest):
         self.machine.ok("set", "a", "1")
         self.assertEqual(self.another_machine().ok("update").text, "1")
         self.assertEqual(self.another_machine().ok("update", "--json").json, {"applied_id": 1})
+
+    def test_opening_without_the_log_and_the_call_share_one_deadline(self):
+        self.require_log("mysql")
+        self.machine.ok("set", "a", "1")
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            url = f"mysql://u@127.0.0.1:{silent.getsockname()[1]}/d"  # another log than the state's
+            for command in (("update",), ("set", "a", "2"), ("del", "a"), ("rebuild",),
+                            ("get", "a", "--update")):
+                with self.subTest(command):
+                    result = self.machine.fails("unreachable", *command, "--log", url,
+                                                "--deadline", "300ms",
+                                                expect="log did not answer in time")
+                    self.assertIn("opened with the state as it is", result.err)
+                    self.assertNotIn("attempts=", result.err, "it was asked again")
 
     def test_attempts_to_reach_the_log_are_reported_once(self):
         if "mysql" not in self.machine.ok("version", "--json").json["logs"]:
