@@ -1,6 +1,8 @@
 """Real servers for the tests of the command line, each with a directory of its own."""
 
+import atexit
 import contextlib
+import functools
 import os
 import pathlib
 import random
@@ -234,3 +236,48 @@ class Postgres(Server):
             [self.programs / "psql", "-h", self.directory, "-p", str(self.port), "-U", "postgres",
              "-qtA", "-v", "ON_ERROR_STOP=1", database],
             input=statements, check=True, capture_output=True, text=True).stdout
+
+
+# Tests of commands that any log passes.
+TESTS_OF_ALL_LOGS = (
+    "add_test.AddTest",
+    "apply_test.ApplyTest",
+    "check_test.CheckTest",
+    "clear_test.ClearTest",
+    "del_test.DelTest",
+    "get_test.GetTest",
+    "guard_test.GuardTest",
+    "import_test.ImportTest",
+    "log_test.LogCommandTest",
+    "mget_test.MgetTest",
+    "rebuild_test.RebuildTest",
+    "rewrite_test.RewriteTest",
+    "scan_test.ScanTest",
+    "set_test.SetTest",
+    "status_test.StatusTest",
+    "update_test.UpdateTest",
+    "watch_test.WatchTest",
+)
+
+
+def tests_on(loader, create_log):
+    """Returns the tests of all logs, on the logs that `create_log` creates."""
+    support.CliTest.create_log = create_log
+    return loader.loadTestsFromNames(TESTS_OF_ALL_LOGS)
+
+
+def share(server):
+    """Returns a function that starts the server when it is first called, for the whole program."""
+
+    @functools.cache
+    def start():
+        host = support.CliTest()  # in the place of a test
+        create_log, support.CliTest.create_log = support.CliTest.create_log, None
+        try:
+            host.setUp()
+        finally:
+            support.CliTest.create_log = create_log
+        atexit.register(host.doCleanups)
+        return server(host)
+
+    return start

@@ -51,7 +51,7 @@ class StatusTest(CliTest):
             "staleness",
             "digest",
             status["digest"],
-            "flags.db",
+            status["log"],
             self.machine.state,
         ):
             self.assertIn(word, text)
@@ -72,7 +72,7 @@ class StatusTest(CliTest):
         self.machine.ok("set", "a", "1")
         for url, word in (
             (f"mysql://u@host/db?socket={self.directory}/s", "socket"),
-            (f"{self.log}?nosuch=1", "nosuch"),
+            ("sqlite:///x.db?nosuch=1", "nosuch"),
             ("nosuch://x", "nosuch"),
         ):
             self.machine.fails("usage", "status", "--log", url, expect=word)

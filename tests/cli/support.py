@@ -148,10 +148,14 @@ class Machine:
 class CliTest(unittest.TestCase):
     """A test with a directory, a log and a machine of its own."""
 
+    # Returns the URL of a new log for a test; None: an SQLite database in the test's directory.
+    create_log = None
+
     def setUp(self):
         self.directory = tempfile.mkdtemp(prefix="whycache-cli-", dir=self.parent_directory())
         self.addCleanup(shutil.rmtree, self.directory, ignore_errors=True)
-        self.log = f"sqlite://{self.directory}/flags.db"
+        create_log = CliTest.create_log
+        self.log = create_log(self) if create_log else f"sqlite://{self.directory}/flags.db"
         self.machine = Machine(self, self.directory, self.log)
 
     @staticmethod
@@ -164,6 +168,8 @@ class CliTest(unittest.TestCase):
 
     @property
     def database(self):
+        if CliTest.create_log:
+            self.skipTest("a test of the file of an SQLite log")
         return f"{self.directory}/flags.db"
 
     def another_machine(self, name="other", log=None):
