@@ -357,6 +357,7 @@ def test_huge_deadline_is_no_overflow(url, state):
     with whycache.Cache(url, state_path=state, deadline=float("inf")) as cache:
         assert cache.set(b"a", b"1", deadline=1e300) == 1
         assert cache.update(deadline=float("inf")) == 1
+        assert cache.update(deadline=3e10) == 1
 
 
 def test_missing_log_is_created_only_if_allowed(tmp_path, state):

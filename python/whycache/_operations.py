@@ -36,6 +36,9 @@ ABSENT = _Absent()
 _T = TypeVar("_T")
 _UNSET: Any = object()
 
+# More of them do not fit into 64 bits as nanoseconds.
+_SECONDS_MAX = 9e9
+
 # As much as one update holds by default, less what keys and lengths take.
 _FILL_BYTES = 512 * 1024
 
@@ -88,7 +91,7 @@ def _milliseconds_of(name: str, time_span: Any) -> int:
     seconds = _seconds(time_span)
     if seconds < 0:
         raise ValueError(f"{name} is negative: {time_span}")
-    return math.ceil(min(seconds, 1e12) * 1000)  # rounded up: 0 would not wait at all
+    return math.ceil(min(seconds, _SECONDS_MAX) * 1000)  # rounded up: 0 would not wait at all
 
 
 def _bytes_max(name: str, value: int, bits: int) -> int:
@@ -111,7 +114,7 @@ def _seconds(time_span: Any) -> float:
 def _nanoseconds(staleness_max: Any) -> int | None:
     if staleness_max is None:
         return None
-    return int(max(0.0, min(_seconds(staleness_max), 9e9)) * 1e9)
+    return int(max(0.0, min(_seconds(staleness_max), _SECONDS_MAX)) * 1e9)
 
 
 def _items_of(items: Any) -> Any:
