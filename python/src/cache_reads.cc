@@ -82,12 +82,16 @@ inline void keep_spare(CacheObject& self, PyObject* spare) {
   return bytes;
 }
 
+// Returns null while the cache is closed. Valid as long as the GIL is held.
+inline const State* open_state(const CacheObject& self) {
+  return self.handle ? CacheInternal::state_if_open(self.handle->cache) : nullptr;
+}
+
 // Returns the value, or null: with `absent` set if the key is absent, else with an exception set.
 [[gnu::always_inline]] inline PyObject* read_value(CacheObject& self, std::string_view key,
                                                    bool& absent) {
   PyObject* spare = std::exchange(self.spare, nullptr);
-  const State* const state =
-      self.handle ? CacheInternal::state_if_open(self.handle->cache) : nullptr;
+  const State* const state = open_state(self);
   if (spare == nullptr) spare = PyBytes_FromStringAndSize(nullptr, 0);
   BytesBuffer buffer(spare);
   if (state != nullptr && state->try_get(key, buffer)) [[likely]] {
@@ -141,15 +145,13 @@ int cache_contains(PyObject* object, PyObject* key_object) {
   CacheObject& self = cache_of(object);
   std::string_view key;
   if (!read_key(*self.module, key_object, key)) return -1;
+  if (const State* const state = open_state(self)) {
+    if (const std::optional<bool> found = state->try_contains(key)) [[likely]]
+      return *found ? 1 : 0;
+  }
   const std::shared_ptr<Handle> handle = open_handle(self);
   if (!handle) return -1;
   try {
-    if (const State* const state = CacheInternal::state_if_open(handle->cache)) {
-      try {
-        return state->contains(key) ? 1 : 0;
-      } catch (const Error&) {  // again below, which takes note of damage
-      }
-    }
     const ReleasedGil released;
     return handle->cache.contains(key) ? 1 : 0;
   } catch (...) {
@@ -208,7 +210,7 @@ PyObject* cache_get_multi(PyObject* object, PyObject* const* arguments, Py_ssize
       PyList_SET_ITEM(result.get(), static_cast<Py_ssize_t>(i), value);
     };
     const State* const state = CacheInternal::state_if_open(handle->cache);
-    if (state != nullptr && key_count <= keys_with_gil_max) {
+    if (state != nullptr && key_count <= keys_with_gil_max && !state->may_wait_for_file()) {
       try {
         state->get_multi(all, put);
       } catch (const Error&) {
@@ -309,14 +311,20 @@ PyObject* cache_version_stamp(PyObject* object, PyObject* key_object) {
   CacheObject& self = cache_of(object);
   std::string_view key;
   if (!read_key(*self.module, key_object, key)) return nullptr;
-  const std::shared_ptr<Handle> handle = open_handle(self);
-  if (!handle) return nullptr;
   EntryVersion version;
-  try {
-    if (!CacheInternal::state(handle->cache).find_version(key, version)) Py_RETURN_NONE;
-  } catch (...) {
-    return set_current_error(*self.module);
+  const State* const state = open_state(self);
+  std::optional<bool> found = state ? state->try_find_version(key, version) : std::nullopt;
+  if (!found) {
+    const std::shared_ptr<Handle> handle = open_handle(self);
+    if (!handle) return nullptr;
+    try {
+      const ReleasedGil released;
+      found = CacheInternal::state(handle->cache).find_version(key, version);
+    } catch (...) {
+      return set_current_error(*self.module);
+    }
   }
+  if (!*found) Py_RETURN_NONE;
   char stamp[sizeof version];
   std::memcpy(stamp, &version, sizeof version);
   return bytes_of({stamp, sizeof stamp});

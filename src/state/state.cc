@@ -488,9 +488,23 @@ struct State::CopyToBuffer {
     pending_get = {&state, &read.header(), read.optimistic()};
     return finish_try_get(target, value);
   }
-  [[gnu::always_inline]] bool read_slowly(const State&, std::string_view) const {
-    target.is_undecided = true;
-    return false;
+  // A miss in a full bucket comes here, too, and each key of such a bucket whose word was
+  // displaced.
+  [[gnu::always_inline]] bool read_slowly(const State& state, std::string_view key) const {
+    return try_slowly(state, key, target);
+  }
+  [[gnu::noinline]] static bool try_slowly(const State& state, std::string_view key,
+                                           ValueBuffer& target) {
+    bool is_copied = false;
+    const ReadOutcome outcome = state.read_once(key, [&](std::string_view value) {
+      if (value.size() > target.bytes_max) return;
+      if (value.size() != target.bytes && !target.resize(target, value.size())) return;
+      std::memcpy(target.data, value.data(), value.size());
+      is_copied = true;
+    });
+    const bool is_found = outcome == ReadOutcome::found && is_copied;
+    target.is_undecided = !is_found && outcome != ReadOutcome::not_found;
+    return is_found;
   }
 
   ValueBuffer& target;
@@ -539,6 +553,47 @@ struct State::FindVersion {
   }
 
   EntryVersion& target;
+};
+
+// TestPresence and FindVersion without the slow path.
+struct State::TryPresence {
+  template <typename Vectors>
+  [[gnu::always_inline]] static bool take(const UnpinnedRead&, const FastValue&, std::size_t,
+                                          std::string_view) {
+    return true;
+  }
+  [[gnu::always_inline]] static bool not_found() { return record_miss(); }
+  [[gnu::always_inline]] bool take_slowly(const State& state, const UnpinnedRead&,
+                                          std::string_view key, std::string_view) const {
+    return read_slowly(state, key);  // never called: take() accepts every value
+  }
+  [[gnu::always_inline]] bool read_slowly(const State& state, std::string_view key) const {
+    const ReadOutcome outcome = state.read_once(key, [](std::string_view) {});
+    is_decided = outcome == ReadOutcome::found || outcome == ReadOutcome::not_found;
+    return outcome == ReadOutcome::found;
+  }
+
+  bool& is_decided;
+};
+
+struct State::TryVersion {
+  template <typename Vectors>
+  [[gnu::always_inline]] bool take(const UnpinnedRead& read, const FastValue& entry, std::size_t,
+                                   std::string_view) const {
+    return FindVersion{target}.take<Vectors>(read, entry, 0, {});
+  }
+  [[gnu::always_inline]] static bool not_found() { return record_miss(); }
+  [[gnu::always_inline]] bool take_slowly(const State& state, const UnpinnedRead&,
+                                          std::string_view key, std::string_view) const {
+    return read_slowly(state, key);  // never called: take() accepts every value
+  }
+  [[gnu::always_inline]] bool read_slowly(const State&, std::string_view) const {
+    is_decided = false;
+    return false;
+  }
+
+  EntryVersion& target;
+  bool& is_decided;
 };
 
 // The end of finish_get() for a value for which the string needs more memory.
@@ -689,6 +744,19 @@ bool State::find_version(std::string_view key, EntryVersion& version) const {
   return read_portable(*this, key, FindVersion{version});
 }
 
+std::optional<bool> State::try_contains(std::string_view key) const noexcept {
+  bool is_decided = true;
+  const bool found = read_portable(*this, key, TryPresence{is_decided});
+  return is_decided ? std::optional(found) : std::nullopt;
+}
+
+std::optional<bool> State::try_find_version(std::string_view key,
+                                            EntryVersion& version) const noexcept {
+  bool is_decided = true;
+  const bool found = read_portable(*this, key, TryVersion{version, is_decided});
+  return is_decided ? std::optional(found) : std::nullopt;
+}
+
 template <typename Sink>
 bool State::read(std::string_view key, Sink sink, bool passed_filter) const {
   const ThisReader& reader = this_reader;
@@ -731,6 +799,31 @@ State::TryGetFunction* State::select_try_get() {
   return [](const State& state, std::string_view key, ValueBuffer& buffer) {
     return read_portable(state, key, CopyToBuffer{buffer});
   };
+}
+
+template <typename Take>
+ReadOutcome State::read_once(std::string_view key, const Take& take) const noexcept {
+  // To register the thread takes memory, which may be missing.
+  if (this_reader.thread == nullptr) return ReadOutcome::retry;
+  const ReadSection reading;
+  const Mapping* const mapping = impl_->current_file.unowned_mapping();
+  if (mapping == nullptr) return ReadOutcome::retry;
+  // The slow path renews the directory cache, and asks the owner while fast reads are disabled,
+  // when it is that of no file.
+  const DirectoryCache* const cache = directory_cache_.load(std::memory_order_acquire);
+  if (cache != mapping->last_directory_cache() ||
+      cache->directory != mapping->header().index_directory.load(std::memory_order_acquire))
+    return ReadOutcome::retry;
+  const ReadOutcome outcome = try_point_read(*mapping, key, take);
+  if (outcome == ReadOutcome::not_found) record_miss();
+  return outcome;
+}
+
+bool State::may_wait_for_file() const noexcept {
+  if (this_reader.thread == nullptr) return true;
+  const ReadSection reading;
+  const Mapping* const mapping = impl_->current_file.unowned_mapping();
+  return mapping == nullptr || is_superseded(*mapping);
 }
 
 template <typename Sink>

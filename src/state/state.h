@@ -40,6 +40,7 @@ struct ReaderThread;
 class StateBuilder;
 struct StateFileResult;
 class StateWriter;
+enum class ReadOutcome : std::uint8_t;
 
 // Memory of a caller that a read copies a value to.
 struct ValueBuffer {
@@ -124,12 +125,18 @@ class State {
 
   // Copies the value into `value` and returns true, or returns false if the key is absent.
   bool get(std::string_view key, std::string& value) const { return get_(*this, key, value); }
-  // The fast path of get() alone, for a caller that holds a lock while it reads: never waits,
-  // throws or makes a system call. Returns true if the buffer holds exactly the value. Its content
-  // is unspecified otherwise, and `is_undecided` says whether to read by get().
+  // The part of get() that never waits, throws or makes a system call, for a caller that holds a
+  // lock while it reads. Returns true if the buffer holds exactly the value. Its content is
+  // unspecified otherwise, and `is_undecided` says whether to read by get().
   bool try_get(std::string_view key, ValueBuffer& buffer) const noexcept {
     return try_get_(*this, key, buffer);
   }
+  // The same of contains() and find_version(). Return nullopt if they are undecided.
+  std::optional<bool> try_contains(std::string_view key) const noexcept;
+  std::optional<bool> try_find_version(std::string_view key, EntryVersion& version) const noexcept;
+  // Whether pin(), and so get_multi(), may have to look for a file that replaces the present one,
+  // and to wait until it can be used.
+  bool may_wait_for_file() const noexcept;
   bool contains(std::string_view key) const;
   // The same as get() and contains(), for an owner. It is asked on the slow path only, so that it
   // costs other reads nothing: while fast reads are disabled, before every read.
@@ -282,6 +289,8 @@ class State {
   template <Asks asks>
   struct TestPresence;
   struct FindVersion;
+  struct TryPresence;
+  struct TryVersion;
   // get() with the bucket search that this processor is best at.
   using GetFunction = bool(const State& state, std::string_view key, std::string& value);
   template <Asks asks>
@@ -311,6 +320,10 @@ class State {
   [[gnu::noinline]] static bool finish_get_in_new_memory(std::string_view key, std::string& value,
                                                          std::string_view found);
   [[gnu::noinline]] static bool finish_try_get(ValueBuffer& buffer, std::string_view found);
+  // One attempt without a pin, which waits for nothing. Passes the value to `take`, where it may
+  // still prove torn. Returns found or not_found if that is certain, else another outcome.
+  template <typename Take>
+  [[gnu::noinline]] ReadOutcome read_once(std::string_view key, const Take& take) const noexcept;
   // Reads that the fast path left undecided: several attempts without a pin, then one with a pin.
   template <typename Sink>
   [[gnu::noinline]] bool slow_read(std::string_view key, Sink sink) const;

@@ -314,6 +314,49 @@ TEST_F(StateTest, try_get_copies_values_of_any_size_into_buffer) {
   EXPECT_FALSE(buffer.is_undecided);
 }
 
+// With so many keys, a twentieth of the buckets is full: the fast path leaves its misses undecided.
+TEST_F(StateTest, try_reads_decide_every_key_of_large_state) {
+  constexpr int keys = 50'000;
+  const auto key_of = [](int i) { return "key-of-state-" + std::to_string(i); };
+  TestState state(path());
+  std::vector<TestChange> changes;
+  for (int i = 0; i < keys; ++i) changes.push_back({key_of(i), "value " + std::to_string(i)});
+  state.apply(changes);
+  std::string value;
+  state->get("registers this thread", value);
+  state->get(key_of(0), value);
+
+  for (int i = 0; i < 2 * keys; ++i) {
+    const bool is_present = i < keys;
+    StringBuffer buffer;
+    ASSERT_EQ(state->try_get(key_of(i), buffer), is_present) << key_of(i);
+    ASSERT_FALSE(buffer.is_undecided) << key_of(i);
+    if (is_present) {
+      ASSERT_EQ(std::string_view(buffer.data, buffer.bytes), "value " + std::to_string(i));
+    }
+    ASSERT_EQ(state->try_contains(key_of(i)), is_present) << key_of(i);
+  }
+}
+
+TEST_F(StateTest, try_reads_decide_nothing_while_fast_reads_are_disabled) {
+  TestState state(path());
+  state.apply({{"a key of a state", "value"}});
+  std::string registers_this_thread;
+  state->get("a key of a state", registers_this_thread);
+  EntryVersion version;
+  ASSERT_TRUE(state->try_find_version("a key of a state", version));
+
+  state->enable_fast_reads(false);
+
+  for (const char* const key : {"a key of a state", "an absent key"}) {
+    StringBuffer buffer;
+    EXPECT_FALSE(state->try_get(key, buffer));
+    EXPECT_TRUE(buffer.is_undecided);
+    EXPECT_EQ(state->try_contains(key), std::nullopt);
+    EXPECT_EQ(state->try_find_version(key, version), std::nullopt);
+  }
+}
+
 TEST_F(StateTest, try_get_leaves_undecided_what_it_cannot_copy) {
   TestState state(path());
   state.apply({{"too large for it", std::string(1001, 'v')}, {"small enough", "v"}});
