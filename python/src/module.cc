@@ -115,6 +115,23 @@ PyObject* do_nothing(PyObject* /*module*/, PyObject* const* /*arguments*/, Py_ss
   Py_RETURN_NONE;
 }
 
+// The interpreter calls a method without detours only if the object's class is the one that the
+// method was made for, not a class that is derived from it.
+PyObject* own_reads(PyObject* /*module*/, PyObject* type) {
+  if (!PyType_Check(type)) return PyErr_Format(PyExc_TypeError, "own_reads() takes a class");
+  for (const char* const name : {"get", "get_multi"}) {
+    const Ref inherited(PyObject_GetAttrString(type, name));
+    if (!inherited) return nullptr;
+    if (!Py_IS_TYPE(inherited.get(), &PyMethodDescr_Type))
+      return PyErr_Format(PyExc_TypeError, "%s is not the inherited method", name);
+    PyMethodDef* const definition =
+        reinterpret_cast<PyMethodDescrObject*>(inherited.get())->d_method;
+    const Ref own(PyDescr_NewMethod(reinterpret_cast<PyTypeObject*>(type), definition));
+    if (!own || PyObject_SetAttrString(type, name, own.get()) < 0) return nullptr;
+  }
+  Py_RETURN_NONE;
+}
+
 PyObject* time_left(PyObject* /*module*/, PyObject* /*unused*/) {
   const std::chrono::nanoseconds left = call_time_left();
   return PyFloat_FromDouble(left == std::chrono::nanoseconds::max()
@@ -205,6 +222,8 @@ PyMethodDef module_methods[] = {
      "Keeps threads other than this one from using caches: the process is about to exit."},
     {"end_python", end_python, METH_NOARGS,
      "Keeps threads of the library from calling Python, once those calls have returned."},
+    {"own_reads", own_reads, METH_O,
+     "own_reads(cls, /)\n--\n\nMakes the inherited methods that read keys a class's own."},
     {"do_nothing", method(do_nothing), METH_FASTCALL,
      "Does nothing: what a call costs, for benchmarks."},
     {nullptr, nullptr, 0, nullptr}};

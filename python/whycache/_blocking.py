@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from whycache import _whycache
 from whycache._changes import Changes
 from whycache._operations import (
     _UNSET,
@@ -100,3 +101,6 @@ class Cache(Operations):
 
     def __exit__(self, *error: Any) -> None:
         self.close()
+
+
+_whycache.own_reads(Cache)

@@ -216,4 +216,5 @@ class Cache(Operations):
         await self.aclose()
 
 
+_whycache.own_reads(Cache)
 Mapping.register(Cache)
