@@ -477,6 +477,43 @@ class Decoder {
   ValueReader reader_;
 };
 
+std::uint64_t word_at(const char* bytes) {
+  std::uint64_t word = 0;
+  std::memcpy(&word, bytes, sizeof word);
+  return word;
+}
+
+// A word at a time; the last one overlaps the one before it.
+bool is_ascii(std::string_view text) {
+  constexpr std::size_t word_bytes = sizeof(std::uint64_t);
+  std::uint64_t bits = 0;
+  if (text.size() >= word_bytes) {
+    const char* const last = text.data() + text.size() - word_bytes;
+    for (const char* at = text.data(); at < last; at += word_bytes) bits |= word_at(at);
+    bits |= word_at(last);
+  } else {
+    for (const char byte : text) bits |= static_cast<unsigned char>(byte);
+  }
+  return (bits & 0x8080808080808080) == 0;
+}
+
+// A word at a time: the read has just stored these bytes, 16 or 32 at once. A load that needs two
+// of these stores would wait until both have reached the cache.
+void copy_words(char* to, std::string_view text) {
+  constexpr std::size_t word_bytes = sizeof(std::uint64_t);
+  if (text.size() < word_bytes) {
+    for (const char byte : text) *to++ = byte;
+    return;
+  }
+  const std::size_t last = text.size() - word_bytes;
+  for (std::size_t at = 0; at < last; at += word_bytes) {
+    const std::uint64_t word = word_at(text.data() + at);
+    std::memcpy(to + at, &word, sizeof word);
+  }
+  const std::uint64_t word = word_at(text.data() + last);
+  std::memcpy(to + last, &word, sizeof word);
+}
+
 // Returns a short text of ASCII, which is by far the most frequent typed value; null without an
 // exception if `stored` is none, or there is no memory.
 PyObject* decode_short_text(std::string_view stored) {
@@ -486,21 +523,12 @@ PyObject* decode_short_text(std::string_view stored) {
   if (!is_short && (code != 0xd9 || stored.size() < 4)) return nullptr;
   const std::size_t size = is_short ? code & 0x1f : static_cast<std::uint8_t>(stored[3]);
   const std::string_view text = stored.substr(is_short ? 3 : 4);
-  if (text.size() != size) return nullptr;
-  std::uint64_t bits = 0;
-  std::size_t i = 0;
-  for (; i + sizeof bits <= size; i += sizeof bits) {
-    std::uint64_t word = 0;
-    std::memcpy(&word, text.data() + i, sizeof word);
-    bits |= word;
-  }
-  for (; i < size; ++i) bits |= static_cast<unsigned char>(text[i]);
-  if ((bits & 0x8080808080808080) != 0) return nullptr;
+  if (text.size() != size || !is_ascii(text)) return nullptr;
   PyObject* const object = PyUnicode_New(static_cast<Py_ssize_t>(size), 127);
   if (object == nullptr) {
     PyErr_Clear();
   } else if (size > 0) {
-    std::memcpy(PyUnicode_DATA(object), text.data(), size);
+    copy_words(static_cast<char*>(PyUnicode_DATA(object)), text);
   }
   return object;
 }
