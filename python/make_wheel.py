@@ -4,8 +4,8 @@
     python/make_wheel.py --directory build/wheel
 
 The sdist holds the project; the wheel is built from it. auditwheel then puts the libraries that the
-module links beside it: SQLite, zstd, libmariadb, libpq and what these need. libstdc++ is linked
-statically. The wheel lists what it bundles, with versions and licences.
+module links beside it: SQLite, zstd, libmariadb with its plugins, libpq and what these need.
+libstdc++ is linked statically. The wheel lists what it bundles, with versions and licences.
 """
 
 import argparse
@@ -86,6 +86,27 @@ def build_wheel(python: pathlib.Path, sdist: pathlib.Path, directory: pathlib.Pa
     return next(raw.glob("*.whl"))
 
 
+# For the kinds of authentication that MySQL and MariaDB offer, beside the built-in one.
+MYSQL_PLUGINS = ("caching_sha2_password.so", "client_ed25519.so", "sha256_password.so")
+
+
+def add_mysql_plugins(python: pathlib.Path, raw: pathlib.Path, directory: pathlib.Path
+                      ) -> pathlib.Path:
+    """Adds what libmariadb loads while it connects, where src/log/mysql_connection.cc looks."""
+    plugins = subprocess.run(["mariadb_config", "--plugindir"], check=True, capture_output=True,
+                             text=True).stdout.strip()
+    unpacked = directory / "with_plugins"
+    shutil.rmtree(unpacked, ignore_errors=True)
+    run(python, "-m", "wheel", "unpack", "--dest", unpacked, raw)
+    root = next(unpacked.iterdir())
+    target = root / "whycache" / "mysql_plugins"
+    target.mkdir()
+    for name in MYSQL_PLUGINS:
+        shutil.copy(pathlib.Path(plugins) / name, target)
+    run(python, "-m", "wheel", "pack", "--dest-dir", raw.parent, root)
+    return raw
+
+
 def repair_wheel(python: pathlib.Path, raw: pathlib.Path, directory: pathlib.Path) -> pathlib.Path:
     """Copies the libraries that the module needs into the wheel."""
     repaired = directory / "repaired"
@@ -121,7 +142,8 @@ def add_licences(python: pathlib.Path, wheel: pathlib.Path, directory: pathlib.P
     shutil.copy(PROJECT / "LICENSE", licences / "LICENSE")
     lines = ["# Bundled in this wheel", "", "| file | Debian package | version |", "|---|---|---|"]
     packages = {}
-    for library in sorted((root / "whycache.libs").iterdir()):
+    for library in sorted([*(root / "whycache.libs").iterdir(),
+                           *(root / "whycache" / "mysql_plugins").iterdir()]):
         package, version = package_of(library.name)
         packages[package] = version
         lines.append(f"| {library.name} | {package} | {version} |")
@@ -146,7 +168,7 @@ def check_wheel(wheel: pathlib.Path) -> None:
     """Prints what the wheel holds, and fails if the module needs what it must not."""
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-    for needed in ("whycache/py.typed", "whycache/_whycache.pyi", "BUNDLED.md"):
+    for needed in ("whycache/py.typed", "whycache/_whycache.pyi", "BUNDLED.md", *MYSQL_PLUGINS):
         if not any(name.endswith(needed) for name in names):
             raise SystemExit(f"the wheel lacks {needed}")
     print(wheel)
@@ -163,7 +185,8 @@ def main() -> None:
     directory.mkdir(parents=True, exist_ok=True)
     python = make_tools(directory)
     sdist = make_sdist(python, directory)
-    raw = build_wheel(python, sdist, directory, arguments.define)
+    raw = add_mysql_plugins(python, build_wheel(python, sdist, directory, arguments.define),
+                            directory)
     wheel = add_licences(python, repair_wheel(python, raw, directory), directory)
     check_wheel(wheel)
     print(sdist)

@@ -9,6 +9,7 @@ libraries and files the wheel needs. Needs root, for chroot(2). The directory ha
 libstdc++, and none of the libraries that the wheel bundles.
 """
 
+import contextlib
 import os
 import pathlib
 import re
@@ -18,8 +19,12 @@ import sys
 import sysconfig
 import tempfile
 import zipfile
+from collections.abc import Iterator
+
+import servers
 
 SCRIPT = """
+import os
 import whycache
 from whycache import aio
 import asyncio
@@ -37,6 +42,13 @@ for scheme in ("mysql", "postgres"):
         whycache.Cache(scheme + "://nobody@127.0.0.1:1/test", state_path="/data/", deadline=0.1)
     except whycache.UnavailableError as error:
         print(error)
+mysql = os.environ.get("TEST_MYSQL")
+if mysql:
+    with whycache.Cache(mysql, state_path="/data/mysql.state") as cache:
+        cache.set(b"a", b"1")
+        assert dict(cache) == {b"a": b"1"}
+else:
+    print("NOT TESTED: logs in MySQL, without a MariaDB server")
 print("works")
 """
 
@@ -86,6 +98,21 @@ def make_wheel(directory: str) -> pathlib.Path:
     return next(pathlib.Path(directory, "dist").glob("*.whl"))
 
 
+@contextlib.contextmanager
+def mysql_log(directory: pathlib.Path) -> Iterator[str]:
+    """A log whose user proves who it is by a plugin of the client library. Empty: no server."""
+    if shutil.which("mariadbd") is None:
+        yield ""
+        return
+    with servers.mariadb(directory) as port:
+        subprocess.run(
+            ["mariadb", "--no-defaults", "--socket", directory / "s.sock", "--user", "root",
+             "--execute", "INSTALL SONAME 'auth_ed25519'; "
+             "CREATE USER signer@'127.0.0.1' IDENTIFIED VIA ed25519 USING PASSWORD('secret'); "
+             "GRANT ALL ON test.* TO signer@'127.0.0.1';"], check=True)
+        yield f"mysql://signer:secret@127.0.0.1:{port}/test"
+
+
 def main() -> int:
     if os.getuid() != 0:
         print("NOT TESTED: needs root, for chroot(2)")
@@ -100,9 +127,11 @@ def main() -> int:
         interpreter = f"{sys.base_prefix}/bin/python3.{sys.version_info.minor}"
         # A mount namespace of its own, for /proc.
         enter = 'mount --bind /proc "$0/proc" && exec chroot "$0" "$@"'
-        return subprocess.run(
-            ["unshare", "--mount", "sh", "-c", enter, root, interpreter, "-c", SCRIPT],
-            env={"PATH": os.environ["PATH"], "PYTHONPATH": "/package", "HOME": "/tmp"}).returncode
+        with mysql_log(pathlib.Path(name) / "mysql") as mysql:
+            return subprocess.run(
+                ["unshare", "--mount", "sh", "-c", enter, root, interpreter, "-c", SCRIPT],
+                env={"PATH": os.environ["PATH"], "PYTHONPATH": "/package", "HOME": "/tmp",
+                     "TEST_MYSQL": mysql}).returncode
 
 
 if __name__ == "__main__":

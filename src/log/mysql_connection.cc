@@ -1,5 +1,6 @@
 #include "log/mysql_connection.h"
 
+#include <dlfcn.h>
 #include <errmsg.h>
 #include <fcntl.h>
 #include <mysqld_error.h>
@@ -21,6 +22,19 @@
 
 namespace whycache {
 namespace {
+
+// The client library loads a plugin for each kind of authentication but the oldest, by default from
+// a directory that its build has named. A package that bundles the library has the plugins in
+// `mysql_plugins`, beside the file of this code. Returns that directory; empty: there is none.
+std::string bundled_plugin_directory() {
+  static constexpr char any_address_of_this_file = 0;
+  Dl_info info{};
+  if (::dladdr(&any_address_of_this_file, &info) == 0 || info.dli_fname == nullptr) return {};
+  std::string directory = info.dli_fname;
+  directory.resize(directory.rfind('/') + 1);
+  directory += "mysql_plugins";
+  return ::access(directory.c_str(), X_OK) == 0 ? directory : std::string();
+}
 
 constexpr unsigned client_error_first = 2000;
 constexpr unsigned client_error_last = 2999;
@@ -159,6 +173,8 @@ void MysqlConnection::set_options(const MysqlServer& server, std::chrono::second
   mysql_options(mysql_, MYSQL_OPT_LOCAL_INFILE, &no_number);
   mysql_options(mysql_, MYSQL_SET_CHARSET_NAME, "utf8mb4");
   mysql_options4(mysql_, MYSQL_OPT_CONNECT_ATTR_ADD, "program_name", "whycache");
+  if (const std::string directory = bundled_plugin_directory(); !directory.empty())
+    mysql_options(mysql_, MYSQL_PLUGIN_DIR, directory.c_str());
   const unsigned protocol = server.host.empty() ? MYSQL_PROTOCOL_SOCKET : MYSQL_PROTOCOL_TCP;
   mysql_options(mysql_, MYSQL_OPT_PROTOCOL, &protocol);
   if (server.verifies_tls) {
