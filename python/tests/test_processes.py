@@ -288,3 +288,17 @@ def test_opening_twice_in_a_process(url, state):
         two = aio.Cache(url, state_path=state)
         assert two[b"a"] == one[b"a"]
         two.close()
+
+
+@pytest.mark.parametrize("name", ["aio.Cache", "original.FileWhycacheInstance",
+                                  "testing.LogContract"])
+def test_submodules_are_imported_when_they_are_used(name):
+    ended = run_script(f"""
+        import sys
+        import whycache
+        assert "asyncio" not in sys.modules
+        whycache.{name}
+        """)
+    assert ended.returncode == 0, ended.stderr
+    with pytest.raises(AttributeError, match="has no attribute 'absent'"):
+        whycache.absent

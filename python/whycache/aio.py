@@ -6,7 +6,7 @@ from collections.abc import Coroutine, Generator, Mapping
 from typing import Any, TypeVar
 
 from whycache import _whycache
-from whycache._changes import AsyncChanges
+from whycache._async_changes import AsyncChanges
 from whycache._operations import _UNSET, Operations, _milliseconds, _nanoseconds, _seconds
 
 __all__ = ["Cache", "Write"]

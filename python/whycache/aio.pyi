@@ -15,7 +15,7 @@ from datetime import timedelta
 from os import PathLike
 from typing import Any, Self, TypeAlias, TypeVar, overload
 
-from whycache._changes import AsyncChanges
+from whycache._async_changes import AsyncChanges
 from whycache._lease import Lease, LogGuards
 from whycache._log import Log
 from whycache._memo import Memo
