@@ -42,6 +42,13 @@ for scheme in ("mysql", "postgres"):
         whycache.Cache(scheme + "://nobody@127.0.0.1:1/test", state_path="/data/", deadline=0.1)
     except whycache.UnavailableError as error:
         print(error)
+for scheme in ("memcached", "redis"):  # whose libraries the wheel does not have
+    try:
+        whycache.Cache(scheme + "+sqlite:///data/log.db", state_path="/data/")
+    except whycache.InvalidError as error:
+        assert "built without" in str(error)
+    else:
+        raise AssertionError(scheme)
 mysql = os.environ.get("TEST_MYSQL")
 if mysql:
     with whycache.Cache(mysql, state_path="/data/mysql.state") as cache:

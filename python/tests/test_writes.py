@@ -175,6 +175,24 @@ def test_transaction_runs_again_if_what_it_read_has_changed(cache, url, state):
     assert cache[b"b"] == b"5"
 
 
+def test_transaction_may_call_the_cache_itself(cache):
+    def function(t):
+        cache.set(b"log", b"1")
+        t.set(b"a", cache.get(b"log"))
+        return "done"
+
+    assert cache.transact(function) == (2, "done")
+    assert dict(cache) == {b"a": b"1", b"log": b"1"}
+
+    def conflict(t):
+        cache.set(b"log", t[b"log"] + b"+")
+        t.set(b"a", b"2")
+
+    with pytest.raises(whycache.ConflictError):
+        cache.transact(conflict, attempts_max=3)
+    assert dict(cache) == {b"a": b"1", b"log": b"1+++"}
+
+
 def test_transaction_that_always_conflicts_raises(cache):
     counter = iter(range(100))
 
