@@ -324,7 +324,7 @@ PyObject* cache_delete_shared_state(PyObject* object, PyObject* /*unused*/) {
 
 PyMethodDef cache_methods[] = {
     {"get", method(cache_get), METH_FASTCALL,
-     "get($self, key, default=<unrepresentable>, /)\n--\n\n"
+     "get($self, key, default=..., /)\n--\n\n"
      "Returns the value of a key. If the key is absent, returns the default, or raises KeyError "
      "if\n"
      "none is given. No lock, no system call."},
@@ -405,18 +405,28 @@ PyMethodDef cache_methods[] = {
     {"start_renew", method(cache_start_renew), METH_FASTCALL, nullptr},
     {"start_release", method(cache_start_release), METH_FASTCALL, nullptr},
     {"start_set_log_guards", method(cache_start_set_log_guards), METH_FASTCALL, nullptr},
-    {"read_log_guards", cache_read_log_guards, METH_NOARGS, nullptr},
+    {"read_log_guards", cache_read_log_guards, METH_NOARGS,
+     "read_log_guards($self)\n--\n\n"
+     "Returns the guards of the log, for log_guards()."},
     {"start_delete_range", method(cache_start_delete_range), METH_FASTCALL | METH_KEYWORDS,
      nullptr},
     {"start_wait", method(cache_start_wait), METH_FASTCALL, nullptr},
     {"start_update", method(cache_start_update), METH_FASTCALL, nullptr},
-    {"update_if_fresh", method(cache_update_if_fresh), METH_FASTCALL, nullptr},
+    {"update_if_fresh", method(cache_update_if_fresh), METH_FASTCALL,
+     "update_if_fresh($self, staleness_ns, at_least, /)\n--\n\n"
+     "Returns the applied id if update() need not ask the log, else None."},
     {"start_rewrite", method(cache_start_rewrite), METH_FASTCALL, nullptr},
     {"start_delete_all_history", cache_start_delete_all_history, METH_O, nullptr},
-    {"forget_calls", cache_forget_calls, METH_NOARGS, nullptr},
+    {"forget_calls", cache_forget_calls, METH_NOARGS,
+     "forget_calls($self)\n--\n\n"
+     "Forgets, in a forked child, the calls that the parent has started."},
     {"start_close", cache_start_close, METH_NOARGS, nullptr},
-    {"wait_until_idle", cache_wait_until_idle, METH_O, nullptr},
-    {"check_value", cache_check_value, METH_O, nullptr},
+    {"wait_until_idle", cache_wait_until_idle, METH_O,
+     "wait_until_idle($self, milliseconds, /)\n--\n\n"
+     "Waits for the calls under way. Returns how many have not finished in time."},
+    {"check_value", cache_check_value, METH_O,
+     "check_value($self, value, /)\n--\n\n"
+     "Returns how many bytes a value is stored as. Raises what set() raises for it."},
     {nullptr, nullptr, 0, nullptr}};
 
 PyMemberDef cache_members[] = {

@@ -308,7 +308,7 @@ void view_dealloc(PyObject* object) {
 
 PyMethodDef view_methods[] = {
     {"get", method(view_get), METH_FASTCALL,
-     "get($self, key, default=<unrepresentable>, /)\n--\n\n"
+     "get($self, key, default=..., /)\n--\n\n"
      "Returns the value of a key: a read-only memoryview if it is plain bytes, else the object. "
      "If\n"
      "the key is absent, returns the default, or raises KeyError if none is given."},
@@ -330,7 +330,9 @@ PyMethodDef view_methods[] = {
     {"items", method(view_range<RangeKind::items>), METH_FASTCALL | METH_KEYWORDS,
      "items($self, *, prefix=None, start=None, stop=None, reverse=False)\n--\n\n"
      "Returns pairs of key and value in key order."},
-    {"holds", method(view_holds), METH_FASTCALL, nullptr},
+    {"holds", method(view_holds), METH_FASTCALL,
+     "holds($self, key, token, nonce, /)\n--\n\n"
+     "Returns whether the value of the key is this lease."},
     {"digest", view_digest, METH_NOARGS, "digest($self)\n--\n\nReturns the digest of the items."},
     {"close", view_close, METH_NOARGS,
      "close($self)\n--\n\n"

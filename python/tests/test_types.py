@@ -1,5 +1,6 @@
 """The types of the package: mypy on it, stubs against the module, and a user's code."""
 
+import inspect
 import pathlib
 import subprocess
 import sys
@@ -57,3 +58,13 @@ cache.set("text", 1)
     assert output.splitlines()[:-1] == [
         'user_code.py:19: error: Argument 1 to "set" of "Cache" has incompatible type "str"; '
         'expected "bytes"  [arg-type]']
+
+
+def test_methods_have_docstrings_and_signatures():
+    for cls in (whycache.Cache, whycache.aio.Cache, whycache.View, whycache.Memo,
+                whycache.Transaction, whycache.Log):
+        for name, method in inspect.getmembers(cls, callable):
+            if name.startswith(("_", "start_")):
+                continue
+            assert inspect.getdoc(method), (cls, name)
+            inspect.signature(method)
