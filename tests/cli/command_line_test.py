@@ -1,4 +1,4 @@
-"""Help, version, and errors that concern every command."""
+"""Help, and errors that concern every command."""
 
 import os
 
@@ -44,16 +44,6 @@ class CommandLineTest(CliTest):
             self.assertEqual(self.machine.ok("help", command).out.decode(), text)
             self.assertLessEqual(max(map(len, text.splitlines())), 125, command)
         self.assertEqual(self.machine.ok("help").out.decode(), overview)
-
-    def test_version(self):
-        version = self.machine.ok("version", "--json").json
-        self.assertRegex(version["version"], r"^\d+\.\d+\.\d+$")
-        self.assertIn("sqlite", version["logs"])
-        self.assertEqual(sorted(version["formats"]), ["state", "update"])
-        self.assertIn(version["libraries"]["sqlite"], self.machine.ok("version").out.decode())
-        self.assertTrue(
-            self.machine.ok("--version").text.startswith("whycache " + version["version"])
-        )
 
     def test_names_of_other_programs_lead_to_the_command(self):
         for name, command in (
