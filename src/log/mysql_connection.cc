@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 #include <errmsg.h>
 #include <fcntl.h>
+#include <link.h>
 #include <mysqld_error.h>
 #include <poll.h>
 #include <signal.h>
@@ -25,12 +26,18 @@ namespace {
 
 // The client library loads a plugin for each kind of authentication but the oldest, by default from
 // a directory that its build has named. A package that bundles the library has the plugins in
-// `mysql_plugins`, beside the file of this code. Returns that directory; empty: there is none.
+// `mysql_plugins`, beside the shared library that has this code. Returns that directory; empty:
+// there is none. A program's own file does not count: its name is what the caller says, and a
+// relative one depends on the current directory.
 std::string bundled_plugin_directory() {
   static constexpr char any_address_of_this_file = 0;
   Dl_info info{};
-  if (::dladdr(&any_address_of_this_file, &info) == 0 || info.dli_fname == nullptr) return {};
-  std::string directory = info.dli_fname;
+  struct link_map* object = nullptr;
+  if (::dladdr1(&any_address_of_this_file, &info, reinterpret_cast<void**>(&object),
+                RTLD_DL_LINKMAP) == 0 ||
+      object == nullptr || object->l_name == nullptr || object->l_name[0] != '/')
+    return {};
+  std::string directory = object->l_name;
   directory.resize(directory.rfind('/') + 1);
   directory += "mysql_plugins";
   return ::access(directory.c_str(), X_OK) == 0 ? directory : std::string();
