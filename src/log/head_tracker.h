@@ -99,6 +99,12 @@ class HeadTracker {
   // Judges a record (record_id is not 0) for a caller that wants the updates from `first` on.
   HeadVerdict judge(const HeadRecord& record, UpdateId first,
                     std::int64_t earliest_poll_at_ns) const;
+  // Whether this process stored the lease for its own poll.
+  bool is_own_lease(const PollLease& lease) const {
+    return own_poll_lease_id_ != 0 && lease.lease_id == own_poll_lease_id_;
+  }
+  // When the own poll began; 0: there is none.
+  std::int64_t own_poll_at_ns() const { return own_poll_at_ns_; }
   // The least id after the head of our own poll: what an unproven record has beyond our knowledge.
   UpdateId first_unproven_id() const { return own_poll_head_ + 1; }
   // Records that `record` was in the tier at `now_ns`.

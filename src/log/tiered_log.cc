@@ -37,6 +37,19 @@ constexpr std::int64_t connection_release_delay_ns = std::int64_t{60} * 1'000'00
 
 constexpr UpdateId no_end = std::numeric_limits<UpdateId>::max();
 
+// When the process that has the lease polls the log again. Its caller may come early, since it
+// shortens its intervals by a random part.
+std::int64_t renewal_ns(std::chrono::nanoseconds confirm_interval) {
+  return confirm_interval.count() / 4 * 3;
+}
+
+// The process that has the lease comes back after confirm_interval, and renews it. An hour is the
+// most that decode_poll_lease() takes.
+std::chrono::seconds lease_duration(std::chrono::seconds confirm_interval) {
+  return std::min<std::chrono::seconds>(confirm_interval + std::chrono::seconds(1),
+                                        std::chrono::hours(1));
+}
+
 }  // namespace
 
 // The last updates that a poll of the log returned, within the limits of what is published.
@@ -96,7 +109,7 @@ std::string TieredLog::item_prefix() const {
 }
 
 PollLease TieredLog::poll_lease(std::uint64_t lease_id) const {
-  return {lease_id, static_cast<std::uint32_t>(options_.confirm_interval.count())};
+  return {lease_id, static_cast<std::uint32_t>(lease_duration(options_.confirm_interval).count())};
 }
 
 // --- The log. ---
@@ -232,7 +245,7 @@ TieredLog::LogPoll TieredLog::prepare_log_poll(bool is_repeated, std::int64_t pr
     poll.is_own_lease = true;
     poll.lease_id = random_u64();
     if (!tier_->set_poll_lease(item_prefix(), encode_poll_lease(poll_lease(poll.lease_id)),
-                               options_.confirm_interval))
+                               lease_duration(options_.confirm_interval)))
       poll.lease_id = 0;
   }
   return poll;
@@ -263,6 +276,7 @@ void TieredLog::finish_log_poll(LogPoll poll, bool is_repeated, const Extent& ex
     OwnPoll own_poll{.prepared_at_ns = poll.prepared_at_ns, .began_at_ns = poll.began_at_ns};
     if (poll.is_own_lease) own_poll.lease_id = poll.lease_id;
     if (found) own_poll.record_id = found->record.record_id;
+    holds_lease_ = own_poll.lease_id != 0;
     if (tracker_.record_own_poll(own_poll, extent.head, random_u64()))
       *last_served_update_ = tail.last();
   }
@@ -353,7 +367,7 @@ PollResult TieredLog::poll(UpdateId first, std::optional<std::chrono::nanosecond
     const LogCallLock lock(mutex_, call_deadline(), name());
     record_outcomes();
     answer = poll_tier(first, staleness_max.value_or(tracker_.served_staleness_max()));
-    if (answer && !has_released_connections_ &&
+    if (answer && !has_released_connections_ && !holds_lease_ &&
         boot_time_ns() - last_append_at_ns_ > connection_release_delay_ns) {
       log_->release_idle_connections();
       has_released_connections_ = true;
@@ -377,6 +391,11 @@ std::optional<TieredLog::CachedAnswer> TieredLog::poll_tier(
   if (tracker_.must_poll_log(first, staleness_max, now_ns)) return std::nullopt;
 
   const std::optional<TierStore::HeadAndLease> found = tier_->get_head(item_prefix());
+  const std::optional<PollLease> lease =
+      found && found->poll_lease ? decode_poll_lease(*found->poll_lease) : std::nullopt;
+  holds_lease_ = lease && tracker_.is_own_lease(*lease);
+  if (holds_lease_ && now_ns - tracker_.own_poll_at_ns() >= renewal_ns(options_.confirm_interval))
+    return std::nullopt;
   // The lease has expired: the first process that takes it polls the log.
   if (found && !found->poll_lease && try_take_poll_lease()) return std::nullopt;
 
@@ -385,8 +404,6 @@ std::optional<TieredLog::CachedAnswer> TieredLog::poll_tier(
   if (found && found->head) {
     const HeadRecord record = decode_head_record(found->head->bytes);
     if (record.record_id == 0) return std::nullopt;
-    const std::optional<PollLease> lease =
-        found->poll_lease ? decode_poll_lease(*found->poll_lease) : std::nullopt;
     verdict = use_head_record(record, lease, first, now_ns, answer.updates);
   }
   if (verdict == HeadVerdict::poll_log) return std::nullopt;
@@ -412,7 +429,7 @@ std::optional<TieredLog::CachedAnswer> TieredLog::poll_tier(
 bool TieredLog::try_take_poll_lease() {
   const std::uint64_t lease_id = random_u64();
   if (!tier_->add_poll_lease(item_prefix(), encode_poll_lease(poll_lease(lease_id)),
-                             options_.confirm_interval))
+                             lease_duration(options_.confirm_interval)))
     return false;
   pending_lease_id_ = lease_id;
   return true;

@@ -25,7 +25,8 @@
 // proves that the caller then has what the log had when it was polled. Wrong updates are found
 // before they are applied, whatever the tier holds; only a wrong head record could mislead.
 // Therefore the log is polled
-//   - by one process of all every confirm_s, which publishes a new record,
+//   - by one process of all every confirm_s, which publishes a new record. It renews its lease
+//     before that expires, and keeps its connection to the log. If it dies, another takes over.
 //   - by every process that finds a new record below its own head, or one that names another update
 //     there: either the log was restored, or the tier is wrong,
 //   - by every process whose last usable record is older than the caller of poll() allows, or than
@@ -184,6 +185,8 @@ class TieredLog final : public Log {
   std::int64_t last_publish_at_ns_ WHYCACHE_GUARDED_BY(mutex_) = 0;
   std::int64_t last_append_at_ns_ WHYCACHE_GUARDED_BY(mutex_) = 0;
   bool has_released_connections_ WHYCACHE_GUARDED_BY(mutex_) = false;
+  // Whether the poll lease in the tier was this process's own when it looked last.
+  bool holds_lease_ WHYCACHE_GUARDED_BY(mutex_) = false;
   // The last update that was handed out: followers ask for it again, to verify the next one.
   // Leaked by a child of a fork, which another thread may have cut off while it assigned.
   std::unique_ptr<CachedUpdate> last_served_update_ WHYCACHE_GUARDED_BY(mutex_) =

@@ -70,6 +70,8 @@ TEST_P(TierFleet, one_follower_confirms_with_log_for_all) {
   const std::vector<TieredMachine> followers = fleet.open_many(20);
   warm_up(followers);
   const std::uint64_t before = log_calls_of(followers);
+  std::vector<std::uint64_t> calls_before;
+  for (const TieredMachine& follower : followers) calls_before.push_back(*follower.log_calls);
 
   // When all of them poll for five seconds,
   const auto end = std::chrono::steady_clock::now() + seconds(5);
@@ -87,6 +89,11 @@ TEST_P(TierFleet, one_follower_confirms_with_log_for_all) {
   EXPECT_GE(calls, 2U);
   EXPECT_LE(calls, 10U);
   EXPECT_LT(staleness_seen, milliseconds(3500));
+  // Mostly the same follower did it, over the connection that it has.
+  std::uint64_t most_calls = 0;
+  for (std::size_t i = 0; i < followers.size(); ++i)
+    most_calls = std::max(most_calls, *followers[i].log_calls - calls_before[i]);
+  EXPECT_GE(2 * most_calls, calls);
 }
 
 TEST_P(TierFleet, staleness_bound_reads_update_unknown_to_tier) {
@@ -150,7 +157,7 @@ TEST_P(TierFleet, infrequent_poller_uses_confirmation_of_frequent_poller) {
   // then the first sees the new value and its age without reading the log itself.
   EXPECT_EQ(rare->update(), 2U);
   EXPECT_EQ(*rare.log_calls, before);
-  EXPECT_LT(rare->staleness(), milliseconds(3'500));
+  EXPECT_LT(rare->staleness(), milliseconds(4'500));  // the lease lasts 3 s, give or take one
 }
 
 TEST_P(TierFleet, writers_on_all_machines_agree_on_sum) {
