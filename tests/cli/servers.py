@@ -5,7 +5,6 @@ import contextlib
 import functools
 import os
 import pathlib
-import random
 import shutil
 import signal
 import socket
@@ -14,6 +13,7 @@ import tempfile
 import time
 
 import support
+from free_port import free_port  # support finds it
 
 SETUP = """
 CREATE DATABASE flags;
@@ -27,18 +27,6 @@ def find_program(test, name):
     if path is None:
         test.skipTest(f"{name} is not installed")
     return path
-
-
-def free_port():
-    # Not one that the kernel gives to connections: a server that is to start may lose it.
-    range_of_connections = pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range").read_text()
-    end = int(range_of_connections.split()[0])
-    for _ in range(1000):
-        port = random.randrange(10_000, end if end > 12_000 else 32_768)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise OSError("there is no free port")
 
 
 class Server:
