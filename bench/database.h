@@ -3,10 +3,6 @@
 // the default). It writes no binary log.
 #pragma once
 
-#include <fcntl.h>
-#include <fmt/format.h>
-#include <spawn.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -22,27 +18,9 @@
 
 namespace bench {
 
-inline void run_command(std::vector<std::string> command) {
-  std::vector<char*> arguments;
-  for (std::string& word : command) arguments.push_back(word.data());
-  arguments.push_back(nullptr);
-  posix_spawn_file_actions_t silent;
-  posix_spawn_file_actions_init(&silent);
-  for (const int stream : {STDOUT_FILENO, STDERR_FILENO}) {
-    posix_spawn_file_actions_addopen(&silent, stream, "/dev/null", O_WRONLY, 0);
-  }
-  pid_t process = -1;
-  int status = -1;
-  const bool began =
-      ::posix_spawnp(&process, arguments.front(), &silent, nullptr, arguments.data(), environ) == 0;
-  if (began) ::waitpid(process, &status, 0);
-  posix_spawn_file_actions_destroy(&silent);
-  if (status != 0) throw std::runtime_error(command.front() + " failed (Debian: mariadb-server)");
-}
-
 class Database {
  public:
-  explicit Database(const std::string& directory, std::size_t connections_max)
+  Database(const std::string& directory, std::size_t connections_max)
       : socket_(directory + "/mysql.sock") {
     const std::string data = "--datadir=" + directory + "/data";
     const std::vector<std::string> as_root = {"--user=root"};
@@ -71,7 +49,7 @@ class Database {
     for (auto* const command : {&install, &serve}) {
       if (::geteuid() == 0) command->insert(command->end(), as_root.begin(), as_root.end());
     }
-    run_command(install);
+    run_command(install, "mariadb-server");
     server_ = std::make_unique<Server>(serve);
     server_->wait_until([&] {
       try {

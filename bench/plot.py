@@ -8,6 +8,7 @@
     bytes.svg     bytes per item, after loading and after overwriting
     items.svg     time of a get, by number of items
     fleet.svg     statements per second that a fleet sends to its database, by followers
+    visible.svg   how soon a fleet sees a write, by followers
 
 Needs only the standard library. A plot without results is left out.
 """
@@ -25,6 +26,15 @@ FAINT = "#dddddd"
 OURS = "#d1495b"
 THEIRS = "#6c8ead"
 COLOURS = ["#d1495b", "#30638e", "#edae49", "#4f9d69", "#7d5ba6", "#8d6e63", "#3d3d3d", "#5fb3b3"]
+
+FLEET_COLOURS = {
+    "redis+mysql": OURS,
+    "memcached+mysql": "#edae49",
+    "mysql": THEIRS,
+    "redis+postgres": "#7d5ba6",
+    "memcached+postgres": "#8d6e63",
+    "postgres": "#4f9d69",
+}
 
 
 class Drawing:
@@ -317,34 +327,58 @@ def plot_items(figures):
     )
 
 
-def plot_fleet(figures):
-    counts = figures.items_of("fleet_statements")
-    if len(counts) < 2:
-        return None
+def fleet_lines(figures, workloads, value_min):
+    """`workloads`: (name, dashed, words)."""
     lines = []
-    for subject, colour, name in (
-        ("memcached+mysql", OURS, "memcached+mysql"),
-        ("mysql", THEIRS, "mysql"),
-    ):
-        for workload, dashed, words in (
-            ("fleet_statements", False, "statements/s"),
-            ("fleet_connections", True, "connections"),
-        ):
+    for subject, colour in FLEET_COLOURS.items():
+        for workload, dashed, words in workloads:
             points = [
-                (count, max(row["median"], 1))
-                for count in counts
+                (count, max(row["median"], value_min))
+                for count in figures.items_of(workload)
                 for row in figures.of(workload, count)
                 if row["subject"] == subject
             ]
             if points:
-                lines.append((f"{name}, {words}", colour, dashed, points))
+                lines.append((f"{subject}, {words}", colour, dashed, points))
+    return lines
+
+
+def plot_fleet(figures):
+    counts = figures.items_of("fleet_statements")
+    if len(counts) < 2:
+        return None
     return curves(
-        lines,
+        fleet_lines(
+            figures,
+            [
+                ("fleet_statements", False, "statements/s"),
+                ("fleet_connections", True, "connections"),
+            ],
+            1,
+        ),
         math.log10,
         [(count, count_label(count)) for count in counts],
         "What a fleet asks of its database, against the number of followers",
-        "each follower polls, one writer appends; both axes logarithmic",
+        "one writer appends, all followers see it; both axes logarithmic",
         count_label,
+    )
+
+
+def plot_visible(figures):
+    counts = figures.items_of("fleet_visible_p50")
+    if len(counts) < 2:
+        return None
+    return curves(
+        fleet_lines(
+            figures,
+            [("fleet_visible_p50", False, "p50"), ("fleet_visible_p99", True, "p99")],
+            0.01,
+        ),
+        math.log10,
+        [(count, count_label(count)) for count in counts],
+        "From the begin of a write until a follower has it, against their number",
+        "followers that are not woken poll once a second; both axes logarithmic",
+        lambda milliseconds: time_label(milliseconds * 1e6),
     )
 
 
@@ -363,6 +397,7 @@ def main():
         "bytes": plot_bytes,
         "items": plot_items,
         "fleet": plot_fleet,
+        "visible": plot_visible,
     }
     for name, plot in plots.items():
         drawing = plot(figures)

@@ -1,9 +1,12 @@
-// The server of a subject, on a unix socket in the subject's directory. It ends with the subject.
+// A server that a benchmark starts. It ends with its object, and with the program.
 #pragma once
 
 #include <fcntl.h>
 #include <signal.h>
+#include <spawn.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -17,6 +20,37 @@
 #include <vector>
 
 namespace bench {
+
+// Runs a program silently, and waits for it. Throws std::runtime_error if it fails.
+inline void run_command(std::vector<std::string> command, const std::string& debian_package) {
+  std::vector<char*> arguments;
+  for (std::string& word : command) arguments.push_back(word.data());
+  arguments.push_back(nullptr);
+  posix_spawn_file_actions_t silent;
+  posix_spawn_file_actions_init(&silent);
+  for (const int stream : {STDOUT_FILENO, STDERR_FILENO})
+    posix_spawn_file_actions_addopen(&silent, stream, "/dev/null", O_WRONLY, 0);
+  pid_t process = -1;
+  int status = -1;
+  const bool began =
+      ::posix_spawnp(&process, arguments.front(), &silent, nullptr, arguments.data(), environ) == 0;
+  if (began) ::waitpid(process, &status, 0);
+  posix_spawn_file_actions_destroy(&silent);
+  if (status != 0)
+    throw std::runtime_error(command.front() + " failed (Debian: " + debian_package + ')');
+}
+
+// Whether a server listens on a unix socket.
+inline bool accepts_connections(const std::string& socket_path) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  socket_path.copy(address.sun_path, sizeof address.sun_path - 1);
+  const int probe = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  const bool is_accepted =
+      ::connect(probe, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0;
+  ::close(probe);
+  return is_accepted;
+}
 
 class Server {
  public:

@@ -9,24 +9,22 @@
 #include <cstdlib>
 #include <stdexcept>
 
-#include "bench/server.h"
 #include "bench/subject.h"
 #include "bench/subject_kinds.h"
+#include "bench/tier_servers.h"
 
 namespace bench {
 namespace {
 
 class Memcached {
  public:
-  static constexpr const char* server_name = "memcached";
+  static constexpr const char* server_name = MemcachedServer::program;
 
   Memcached(const std::string& directory, std::uint64_t items_max)
-      : socket_(directory + "/socket"),
-        server_({server_name, "--unix-socket=" + socket_,
-                 "--user=" + std::string(::geteuid() == 0 ? "root" : ""), "--threads=1",
-                 "--disable-evictions",
+      : server_(directory,
+                {"--disable-evictions",
                  "--memory-limit=" + std::to_string(64 + items_max * 2048 / 1'000'000)}) {
-    server_.wait_until([&] { return connect(); });
+    open();
   }
   Memcached(const Memcached&) = delete;
   Memcached& operator=(const Memcached&) = delete;
@@ -82,7 +80,7 @@ class Memcached {
     return found;
   }
 
-  std::uint64_t external_bytes() const { return server_.resident_growth_bytes(); }
+  std::uint64_t external_bytes() const { return server_.server().resident_growth_bytes(); }
 
  private:
   bool get_from(memcached_st* client, std::string_view key, std::string& value) const {
@@ -101,8 +99,8 @@ class Memcached {
     client_ = memcached_create(nullptr);
     writer_ = memcached_create(nullptr);
     memcached_result_create(client_, &result_);
-    memcached_server_add_unix_socket(client_, socket_.c_str());
-    memcached_server_add_unix_socket(writer_, socket_.c_str());
+    memcached_server_add_unix_socket(client_, server_.socket().c_str());
+    memcached_server_add_unix_socket(writer_, server_.socket().c_str());
     memcached_behavior_set(writer_, MEMCACHED_BEHAVIOR_NOREPLY, 1);
     memcached_behavior_set(writer_, MEMCACHED_BEHAVIOR_BUFFER_REQUESTS, 1);
     memcached_return_t result = MEMCACHED_FAILURE;
@@ -115,8 +113,7 @@ class Memcached {
     throw std::runtime_error(std::string("memcached: ") + memcached_strerror(client_, result));
   }
 
-  std::string socket_;
-  Server server_;
+  MemcachedServer server_;
   memcached_st* client_ = nullptr;
   memcached_st* writer_ =
       nullptr;  // does not wait for replies; switching that on a connection would close it

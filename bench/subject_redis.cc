@@ -1,14 +1,13 @@
 // Redis, a server on the same machine, reached by a unix socket, the fastest way to connect. Every
-// read is a request and a reply. Persistence is off. Each update is one pipeline; MGET reads
-// several keys.
+// read is a request and a reply. Each update is one pipeline; MGET reads several keys.
 #include <hiredis/hiredis.h>
 
 #include <array>
 #include <stdexcept>
 
-#include "bench/server.h"
 #include "bench/subject.h"
 #include "bench/subject_kinds.h"
+#include "bench/tier_servers.h"
 
 namespace bench {
 namespace {
@@ -20,14 +19,9 @@ using Reply = std::unique_ptr<redisReply, FreeReply>;
 
 class Redis {
  public:
-  static constexpr const char* server_name = "redis-server";
+  static constexpr const char* server_name = RedisServer::program;
 
-  Redis(const std::string& directory, std::uint64_t)
-      : socket_(directory + "/socket"),
-        server_({server_name, "--port", "0", "--unixsocket", socket_, "--dir", directory, "--save",
-                 "", "--appendonly", "no", "--daemonize", "no"}) {
-    server_.wait_until([&] { return connect(); });
-  }
+  Redis(const std::string& directory, std::uint64_t) : server_(directory) { open(); }
   Redis(const Redis&) = delete;
   Redis& operator=(const Redis&) = delete;
   ~Redis() { close(); }
@@ -70,7 +64,7 @@ class Redis {
     return found;
   }
 
-  std::uint64_t external_bytes() const { return server_.resident_growth_bytes(); }
+  std::uint64_t external_bytes() const { return server_.server().resident_growth_bytes(); }
 
  private:
   static bool copy(const redisReply& reply, std::string& value) {
@@ -81,7 +75,7 @@ class Redis {
 
   bool connect() {
     close();
-    connection_ = redisConnectUnix(socket_.c_str());
+    connection_ = redisConnectUnix(server_.socket().c_str());
     return connection_ != nullptr && connection_->err == 0;
   }
   Reply command(int count, const char** words, const std::size_t* sizes) const {
@@ -103,8 +97,7 @@ class Redis {
     throw std::runtime_error(std::string("redis: ") + connection_->errstr);
   }
 
-  std::string socket_;
-  Server server_;
+  RedisServer server_;
   redisContext* connection_ = nullptr;
 };
 

@@ -1,9 +1,11 @@
-// The speed of writes to a durable log. Workloads, each for `mysql` (a MariaDB server that this
-// program starts, reached by its unix socket, which syncs at every commit) and for `sqlite`:
+// The speed of writes to a durable log. Workloads, each for `mysql` and `postgres` (a MariaDB and a
+// PostgreSQL server that this program starts, reached by their unix sockets, which sync at every
+// commit) and for `sqlite`:
 //
-//   write_single        one writer calls Cache::set repeatedly; for comparison, `mysql_bare` and
-//                       `sqlite_bare` insert one row of the same bytes in a transaction of its own,
-//                       with a prepared statement, and the same kind of connection and settings
+//   write_single        one writer calls Cache::set repeatedly; for comparison, `mysql_bare`,
+//                       `postgres_bare` and `sqlite_bare` insert one row of the same bytes in a
+//                       transaction of its own, with a prepared statement, and the same kind of
+//                       connection and settings
 //   write_threads_64    64 threads of one process call set on one Cache, which groups waiting
 //                       writes into one update
 //   write_processes_8   8 processes of one machine, which share a state and queue for the log
@@ -46,6 +48,9 @@
 #include "bench/clock.h"
 #include "bench/data.h"
 #include "bench/database.h"
+#if WHYCACHE_WITH_POSTGRES
+#include "bench/postgres_database.h"
+#endif
 #include "bench/program.h"
 #include "bench/report.h"
 #include "bench/temporary_directory.h"
@@ -80,6 +85,26 @@ InsertRow prepare_mysql_insert(const Database& database) {
     if (connection->run(sql, {id, bytes}) != 1) throw std::runtime_error("a row was not inserted");
   };
 }
+
+#if WHYCACHE_WITH_POSTGRES
+InsertRow prepare_postgres_insert(const PostgresDatabase& database) {
+  const auto client = std::make_shared<BarePostgres>(database.parameters());
+  client->run(
+      "CREATE TABLE bare (instance text NOT NULL, id bigint NOT NULL, bytes bytea NOT NULL, "
+      "PRIMARY KEY (instance, id))");
+  client->run("ALTER TABLE bare ALTER bytes SET STORAGE EXTERNAL");
+  client->check(::PQprepare(client->get(), "insert",
+                            "INSERT INTO bare (instance, id, bytes) VALUES ('default', $1, $2)", 2,
+                            nullptr));
+  return [client](std::uint64_t id, std::string_view bytes) {
+    const std::string digits = std::to_string(id);
+    const char* const values[] = {digits.c_str(), bytes.data()};
+    const int sizes[] = {0, static_cast<int>(bytes.size())};
+    const int formats[] = {0, 1};
+    client->check(::PQexecPrepared(client->get(), "insert", 2, values, sizes, formats, 1));
+  };
+}
+#endif
 
 void check_sqlite(sqlite3* database, bool good) {
   if (!good) throw std::runtime_error(std::string("sqlite: ") + ::sqlite3_errmsg(database));
@@ -334,6 +359,28 @@ constexpr std::array<Goal, 6> goals = {{
     {"write_machines_8_slowest", "the slowest of them, of their mean", 0},
 }};
 
+void print_tables(const std::vector<MeasuredLog>& stores, std::uint64_t items,
+                  const Report& report) {
+  for (const char* workload :
+       {"write_single", "write_threads_64", "write_processes_8", "write_machines_8",
+        "write_single_statements", "write_single_syncs", "write_threads_64_group"}) {
+    report.print(workload, items);
+  }
+  fmt::print("\n  {:<36}", "");
+  for (const MeasuredLog& store : stores) fmt::print("{:>9}", store.name());
+  fmt::print("{:>12}\n", "to reach");
+  for (const Goal& goal : goals) {
+    if (!report.median(goal.workload, items, stores[0].name())) continue;
+    fmt::print("  {:<36}", goal.description);
+    for (const MeasuredLog& store : stores) {
+      const std::optional<double> reached = report.median(goal.workload, items, store.name());
+      fmt::print("{:>9}", reached ? fmt::format("{:.2f} x", *reached) : "");
+    }
+    fmt::print("{:>12}\n", goal.target > 0 ? fmt::format("{:.2f} x", goal.target) : "");
+  }
+  std::fflush(stdout);
+}
+
 void measure(const BenchmarkOptions& options, std::uint64_t items, Report& report) {
   const TemporaryDirectory directory(options.directory);
   const TemporaryDirectory states("/dev/shm");
@@ -344,6 +391,12 @@ void measure(const BenchmarkOptions& options, std::uint64_t items, Report& repor
   stores.emplace_back("sqlite", "sqlite://" + directory.path() + "/log.db", states.path(), items,
                       prepare_sqlite_insert(directory.path() + "/bare.db"),
                       [] { return std::map<std::string, double>(); });
+#if WHYCACHE_WITH_POSTGRES
+  const PostgresDatabase postgres(options.directory, 2 * thread_count);
+  stores.emplace_back("postgres", postgres.url("default"), states.path(), items,
+                      prepare_postgres_insert(postgres),
+                      [] { return std::map<std::string, double>(); });
+#endif
   // The first round is a warm-up.
   for (int repetition = -1; repetition < options.repetitions; ++repetition) {
     const double seconds = repetition < 0 ? seconds_per_measurement / 5 : seconds_per_measurement;
@@ -375,7 +428,7 @@ void measure(const BenchmarkOptions& options, std::uint64_t items, Report& repor
       }
       for (const auto& [workload, one_state] :
            {std::pair("write_processes_8", true), std::pair("write_machines_8", false)}) {
-        if (!options.wants(workload) || (!one_state && store.name() != "mysql")) continue;
+        if (!options.wants(workload) || (!one_state && store.name() == "sqlite")) continue;
         stop_if_interrupted();
         const Rate rate = store.write_with_processes(seconds, one_state);
         add(workload, store.name(), "1/s", rate.per_second());
@@ -384,24 +437,7 @@ void measure(const BenchmarkOptions& options, std::uint64_t items, Report& repor
       }
     }
   }
-  for (const char* workload :
-       {"write_single", "write_threads_64", "write_processes_8", "write_machines_8",
-        "write_single_statements", "write_single_syncs", "write_threads_64_group"}) {
-    report.print(workload, items);
-  }
-  fmt::print("\n  {:<36}", "");
-  for (const MeasuredLog& store : stores) fmt::print("{:>9}", store.name());
-  fmt::print("{:>12}\n", "to reach");
-  for (const Goal& goal : goals) {
-    if (!report.median(goal.workload, items, stores[0].name())) continue;
-    fmt::print("  {:<36}", goal.description);
-    for (const MeasuredLog& store : stores) {
-      const std::optional<double> reached = report.median(goal.workload, items, store.name());
-      fmt::print("{:>9}", reached ? fmt::format("{:.2f} x", *reached) : "");
-    }
-    fmt::print("{:>12}\n", goal.target > 0 ? fmt::format("{:.2f} x", goal.target) : "");
-  }
-  std::fflush(stdout);
+  print_tables(stores, items, report);
 }
 
 Program program = {
