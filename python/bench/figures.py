@@ -229,6 +229,20 @@ def bench_writes(report: Report, directory: pathlib.Path, program: str | None) -
                f">= 0.6 of C++ ({threads:.0f}/s)", tasks >= 0.6 * threads)
 
 
+def bench_memo(report: Report, cache: whycache.Cache) -> None:
+    value = {"name": "checkout", "enabled": True, "percent": 25, "limit": 1.5, "owner": "payments"}
+    text = json.dumps(value).encode()
+    keys = [key_of(i) for i in range(1000)]
+    cache.set_multi({key: text for key in keys})
+    memo = cache.memo(json.loads)
+    order = random.Random(1).choices(keys, k=200_000)
+    for key in keys:
+        assert memo.get(key) == value
+    decoded = nanoseconds(each(json.loads, [text] * len(order)), len(order))
+    report.ratio("memo.get(key), a hit", nanoseconds(each(memo.get, order), len(order)), decoded,
+                 "json.loads of 5 fields", 0.5)
+
+
 def bench_memory(report: Report, url: str, state: str, items: int) -> None:
     script = """
 import sys
@@ -255,6 +269,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--directory", help="where to keep the data; default: a temporary one")
     parser.add_argument("--writers", help="the program that writes with 64 C++ threads")
+    parser.add_argument("--only", choices=["memo"], help="measure only this part")
     given = parser.parse_args(None if arguments is None else list(arguments))
     report = Report()
     with tempfile.TemporaryDirectory(dir=given.directory) as name:
@@ -263,8 +278,12 @@ def main(arguments: Iterable[str] | None = None) -> int:
         print(f"{given.items} items, Python {sys.version.split()[0]}, whycache "
               f"{whycache.__version__}\n")
         with whycache.Cache(url, state_path=state) as cache:
+            if given.only == "memo":
+                bench_memo(report, cache)
+                return 1 if any(holds is False for *_, holds in report.rows) else 0
             bench_reads(report, cache, directory, given.items)
             bench_values(report, cache, given.items)
+            bench_memo(report, cache)
         bench_update(report, url, state)
         bench_writes(report, directory, given.writers)
         bench_memory(report, url, state, given.items)
