@@ -73,6 +73,12 @@ class ForkExclusion final : ForkHandler {
     ExclusionState& state_;
   };
 
+  // Returns whether a thread waits to fork until all threads are outside.
+  bool is_fork_waiting() const {
+    const MutexLock lock(state_->mutex);
+    return state_->forking_count != 0;
+  }
+
  private:
   // The mutex stays locked until another function unlocks it, after the fork. The analysis cannot
   // follow that.

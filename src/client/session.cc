@@ -1,5 +1,7 @@
 #include "client/session.h"
 
+#include <cerrno>
+
 #include "base/clock.h"
 #include "base/process_name.h"
 #include "base/random.h"
@@ -112,6 +114,8 @@ HeldLock Session::lock_for_log(StateLock which, const Backoff& backoff) {
     return state.lock(which, backoff.deadline());
   } catch (const Error& error) {
     if (error.kind() != ErrorKind::unavailable) throw;
+    // Not a lock that others hold, but one that could not be asked for.
+    if (error.system_error() != 0 && error.system_error() != EBUSY) throw;
     const bool is_append = which == StateLock::append;
     const bool was_ended =
         closing_.load(std::memory_order_acquire) || backoff.deadline().stop().stop_requested();

@@ -347,10 +347,22 @@ class SqliteLog::Connection {
     sqlite3_close(database_);
   }
 
-  // SQLite holds no lock of the process here, so that another thread may fork.
+  // SQLite counts the locks of files for the whole process. A child that was forked while one was
+  // held would count it for ever, and never get the one that it needs. A transaction that waits to
+  // begin holds none, so that another thread may fork meanwhile. One that waits for readers to end,
+  // in order to commit, holds some: it is rolled back if another thread waits to fork, and its
+  // caller retries.
   static int wait_before_retry(void* self, int) {
+    auto* const connection = static_cast<Connection*>(self);
+    if (connection->holds_write_lock())
+      return !fork_exclusion().is_fork_waiting() && connection->backoff_.pause() ? 1 : 0;
     const ForkExclusion::ForkSection may_fork(fork_exclusion());
-    return static_cast<Connection*>(self)->backoff_.pause() ? 1 : 0;
+    return connection->backoff_.pause() ? 1 : 0;
+  }
+  bool holds_write_lock() const noexcept {
+    int lock = SQLITE_LOCK_NONE;
+    return sqlite3_file_control(database_, "main", SQLITE_FCNTL_LOCKSTATE, &lock) == SQLITE_OK &&
+           lock > SQLITE_LOCK_SHARED;
   }
 
   // The errno of the last system call on the database, its journal or its WAL that failed; 0: none.

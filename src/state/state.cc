@@ -1055,6 +1055,7 @@ HeldLock State::lock(StateLock which, const Deadline& deadline) const {
   while (!threads.try_lock() && !threads.try_lock_for(deadline.next_wait())) {
     if (deadline.passed()) throw gave_up();
   }
+  lock_file.ensure_open();
   if (!wait_for_lock(lock_file, which, deadline)) throw gave_up();
   HeldLock held(lock_file, which, std::move(threads));
   lock_file.check_in_place();
@@ -1067,7 +1068,9 @@ std::optional<HeldLock> State::try_lock(StateLock which) const {
   std::unique_lock<std::timed_mutex> threads(inner.lock_mutexes[static_cast<std::size_t>(which)],
                                              std::try_to_lock);
   const Deadline at_once(std::chrono::milliseconds(0));
-  if (!threads || !wait_for_lock(lock_file, which, at_once)) return std::nullopt;
+  if (!threads) return std::nullopt;
+  lock_file.ensure_open();
+  if (!wait_for_lock(lock_file, which, at_once)) return std::nullopt;
   HeldLock held(lock_file, which, std::move(threads));
   lock_file.check_in_place();
   return held;

@@ -1,11 +1,21 @@
 // Several processes on one machine, and fork(): every process sees each write, and a dead process
 // blocks no other.
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <atomic>
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <functional>
+#include <memory>
 #include <thread>
 #include <vector>
 
+#include "base/file.h"
+#include "base/process_lock.h"
 #include "client/fleet.h"
 #include "support/child_process.h"
 #include "support/seed.h"
@@ -302,6 +312,74 @@ TEST_P(Processes, concurrent_openers_create_one_state) {
   }
   for (auto& opener : openers) EXPECT_EQ(opener->wait(), 0);
   EXPECT_EQ(fleet.open("tokyo").get("a"), "1");
+}
+
+TEST_P(Processes, child_forked_while_no_descriptor_was_free_writes_once_one_is) {
+  Cache cache = fleet.open("berlin");
+  cache.set("a", "1");
+  struct rlimit all {};
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &all), 0);
+  struct rlimit few = all;
+  few.rlim_cur = 64;
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &few), 0);
+  std::vector<int> used;
+  for (int number; (number = ::open("/dev/null", O_RDONLY | O_CLOEXEC)) >= 0;)
+    used.push_back(number);
+  const auto free_descriptors = [&] {
+    for (const int number : used) ::close(number);
+    EXPECT_EQ(::setrlimit(RLIMIT_NOFILE, &all), 0);
+  };
+
+  TestProcess child([&] {
+    free_descriptors();
+    EXPECT_EQ(cache.set("b", "1"), 2U);
+    EXPECT_EQ(cache.get("b"), "1");
+  });
+  free_descriptors();
+
+  EXPECT_EQ(child.wait(), 0);
+  EXPECT_EQ(cache.set("a", "2"), 3U);
+}
+
+void wait_until(const std::function<bool()>& is_true) {
+  for (int i = 0; i < 60'000 && !is_true(); ++i) std::this_thread::sleep_for(milliseconds(1));
+  ASSERT_TRUE(is_true());
+}
+
+// SQLite counts the locks of files for the whole process, and a child has the parent's count.
+TEST(SqliteProcesses, child_forked_while_commit_waits_for_a_reader_uses_the_log) {
+  const Fleet fleet("sqlite");
+  Options options;
+  options.deadline = milliseconds(60'000);
+  Cache cache = fleet.open("berlin", options);
+  cache.set("a", "1");
+  const std::string database = fleet.directory().file("log.db");
+  const std::string has_begun = fleet.directory().file("begun");
+  FILE* const reader = ::popen(("sqlite3 '" + database + "' >/dev/null").c_str(), "w");
+  ASSERT_NE(reader, nullptr);
+  std::fprintf(reader, "BEGIN; SELECT count(*) FROM sqlite_schema;\n.shell touch '%s'\n",
+               has_begun.c_str());
+  std::fflush(reader);
+  wait_until([&] { return std::filesystem::exists(has_begun); });
+
+  std::thread writer([&] { cache.set("b", "1"); });
+  // Locked while a transaction that commits waits for readers. Closing this descriptor would drop
+  // the locks that SQLite has in this process.
+  const FileDescriptor locks = open_file(database, O_RDWR);
+  constexpr std::uint64_t pending_byte = 0x40000000;
+  wait_until([&] { return is_byte_locked(locks.number(), pending_byte); });
+  TestProcess child([&] {
+    cache.set("c", "1");
+    EXPECT_EQ(cache.get("c"), "1");
+  });
+  std::fputs("ROLLBACK;\n.quit\n", reader);
+  EXPECT_EQ(::pclose(reader), 0);
+  writer.join();
+
+  EXPECT_EQ(child.wait(), 0);
+  EXPECT_EQ(cache.update(), 3U);
+  EXPECT_EQ(cache.get("b"), "1");
+  EXPECT_EQ(cache.get("c"), "1");
 }
 
 // A memory log lives in the process that created it.

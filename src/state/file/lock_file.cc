@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstdio>
+#include <new>
 #include <string_view>
 #include <utility>
 
@@ -100,7 +101,7 @@ LockFile::LockFile(std::string path, std::uint32_t mode, FileOwner trusted,
   open_or_create(mode, deadline);
   register_fork_handler(this, [this] {
     // The descriptor so far may have been inherited by a child that no handler told to close it.
-    file_ = open_file(path_, O_RDWR);
+    use(open_file(path_, O_RDWR));
   });
   try {
     map(mode, trusted);
@@ -170,19 +171,37 @@ LockFile::~LockFile() { release(); }
 
 void LockFile::release() noexcept {
   unregister_fork_handler(this);
-  // The application may have closed the descriptor, and opened another file with its number.
-  if (!is_open_file(file_.number(), device_, inode_)) file_.release();
-  file_.close();
+  use(FileDescriptor());
   if (header_ != nullptr) ::munmap(header_, page_bytes);
 }
 
+// Closes the descriptor so far.
+void LockFile::use(FileDescriptor file) noexcept {
+  // The application may have closed it, and opened another file with its number.
+  if (inode_ != 0 && !is_open_file(file_.number(), device_, inode_)) file_.release();
+  descriptor_.store(file.number(), std::memory_order_release);
+  file_ = std::move(file);
+}
+
+void LockFile::ensure_open() {
+  if (is_open_file(descriptor(), device_, inode_)) return;
+  const MutexLock lock(open_mutex_);
+  if (is_open_file(descriptor(), device_, inode_)) return;
+  use(FileDescriptor());
+  FileDescriptor again = open_file(path_, O_RDWR | O_NONBLOCK);
+  // The locks of another file would have nothing to do with the words mapped here.
+  if (!is_open_file(again.number(), device_, inode_)) {
+    check_in_place();
+    throw Error(ErrorKind::unavailable,
+                "lock file was replaced while it was opened: path=" + path_ + " (retry)");
+  }
+  use(std::move(again));
+}
+
 void LockFile::check_in_place() const {
-  struct stat ours;
   struct stat present;
-  if (::fstat(file_.number(), &ours) != 0)
-    throw system_error("cannot stat lock file", path_, errno);
   const bool exists = ::stat(path_.c_str(), &present) == 0;
-  if (exists && is_same_file(ours, present)) return;
+  if (exists && present.st_ino == inode_ && present.st_dev == device_) return;
   if (!exists && errno != ENOENT && errno != ENOTDIR)
     throw system_error("cannot stat lock file", path_, errno);
   throw Error(ErrorKind::corrupt, "lock file was removed or replaced while in use: path=" + path_ +
@@ -190,19 +209,11 @@ void LockFile::check_in_place() const {
 }
 
 void LockFile::after_fork_in_child() noexcept {
+  new (&open_mutex_) Mutex;  // another thread of the parent may have held it
   // The locks on the inherited open file are the parent's: close it without unlocking them.
-  int number;
-  do {
-    number = ::open(path_.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW);
-  } while (number < 0 && errno == EINTR);
-  FileDescriptor own(number);
-  struct stat ours;
-  struct stat parents;
-  // The locks of another file at this path would have nothing to do with the words mapped here.
-  const bool same = own && file_ && ::fstat(own.number(), &ours) == 0 &&
-                    ::fstat(file_.number(), &parents) == 0 && is_same_file(ours, parents);
-  if (!same) own.close();
-  file_ = std::move(own);
+  FileDescriptor own(open_at_path(path_.c_str(), O_RDWR | O_NONBLOCK | O_NOFOLLOW));
+  if (!is_open_file(own.number(), device_, inode_)) own.close();
+  use(std::move(own));
 }
 
 }  // namespace whycache

@@ -17,6 +17,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/fork_handlers.h"
+#include "base/mutex.h"
 
 namespace whycache {
 
@@ -69,26 +70,35 @@ class LockFile final : public ForkHandler {
   LockFile& operator=(const LockFile&) = delete;
 
   const std::string& path() const { return path_; }
-  int descriptor() const { return file_.number(); }
+  int descriptor() const { return descriptor_.load(std::memory_order_acquire); }
   LockFileHeader& header() const { return *header_; }
 
+  // Opens the file again if this process has lost its descriptor: a child that was forked while
+  // none was free, or a process whose host has closed it. Call it before a lock is taken. Throws
+  // Error if it cannot be opened, Error(corrupt) if another file is at the path.
+  void ensure_open();
   // Throws Error(corrupt) if another file is at the path: processes that open that one would not
   // see the locks of this one.
   void check_in_place() const;
 
  private:
-  // A child opens the file again. If it cannot be opened, every lock is an Error.
+  // A child opens the file again. If it cannot be opened, ensure_open() tries it again.
   void after_fork_in_child() noexcept override;
 
   void open_or_create(std::uint32_t mode, const Deadline& deadline);
   void map(std::uint32_t mode, FileOwner trusted);
   void release() noexcept;
+  void use(FileDescriptor file) noexcept;
 
   std::string path_;
   FileDescriptor file_;
   std::uint64_t device_ = 0;
   std::uint64_t inode_ = 0;
   LockFileHeader* header_ = nullptr;
+  // Held while another file descriptor takes the place of `file_`.
+  Mutex open_mutex_;
+  // The number of `file_`. Stored with the mutex held, loaded without it.
+  std::atomic<int> descriptor_{-1};
 };
 
 }  // namespace whycache
