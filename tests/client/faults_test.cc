@@ -184,7 +184,8 @@ TEST_F(Faults, multi_key_update_is_never_seen_partially) {
       }
     });
   }
-  for (int i = 0; i < 500; ++i) {
+  // On a busy machine the readers may begin late.
+  for (int i = 0; i < 500 || read_count < 100; ++i) {
     const std::string value = std::to_string(i);
     cache.set_multi({{"a", value}, {"b", value}, {"c", value}});
     if (i % 5 == 0) follower.update();
@@ -192,7 +193,6 @@ TEST_F(Faults, multi_key_update_is_never_seen_partially) {
   end = true;
   for (std::thread& reader : readers) reader.join();
   EXPECT_EQ(torn_reads, 0);
-  EXPECT_GT(read_count, 0);
 }
 
 // A large multi-set fails midway: part of it is written, and no error says which part.
