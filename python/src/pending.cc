@@ -29,7 +29,7 @@ void LoopWaker::wake() noexcept {
 }
 
 void LoopWaker::add(PendingState& finished) noexcept {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   if (abandoned_) return;
   std::shared_ptr<PendingState>& end = last_ != nullptr ? last_->next_finished : first_;
   end = finished.shared_from_this();
@@ -39,14 +39,14 @@ void LoopWaker::add(PendingState& finished) noexcept {
 std::shared_ptr<PendingState> LoopWaker::take() noexcept {
   std::uint64_t count = 0;
   [[maybe_unused]] const ssize_t read = ::read(descriptor_, &count, sizeof count);
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   last_ = nullptr;
   return std::move(first_);
 }
 
 void LoopWaker::abandon() noexcept {
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     abandoned_ = true;
   }
   // One by one: a destructor that followed the links would need a stack as long as the list.
@@ -73,7 +73,7 @@ bool PendingState::is_of_parent() const { return process_id_ != ::getpid(); }
 
 void PendingState::finish_with(const Outcome& outcome, const std::exception_ptr& failure) noexcept {
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     outcome_ = outcome;
     failure_ = failure;
     done_ = true;
@@ -97,17 +97,19 @@ void PendingState::run(const std::function<Outcome(std::stop_token)>& call) noex
 }
 
 bool PendingState::done() const {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   return done_;
 }
 
 bool PendingState::wait_for(std::chrono::milliseconds time) {
-  std::unique_lock lock(mutex_);
-  return finished_.wait_for(lock, time, [&] { return done_; });
+  MutexLock lock(mutex_);
+  // The mutex is held while it runs.
+  const auto is_done = [&]() WHYCACHE_NO_THREAD_SAFETY_ANALYSIS { return done_; };
+  return finished_.wait_for(lock.native(), time, is_done);
 }
 
 Outcome PendingState::outcome() const {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   if (failure_) std::rethrow_exception(failure_);
   return outcome_;
 }

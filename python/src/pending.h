@@ -2,6 +2,7 @@
 // it, or by an event loop that is woken.
 #pragma once
 
+#include "base/mutex.h"
 #include "client/write_queue.h"
 #include "module.h"
 
@@ -12,7 +13,6 @@
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
-#include <mutex>
 #include <stop_token>
 #include <variant>
 
@@ -41,10 +41,10 @@ class LoopWaker : public WriteWaker {
 
  private:
   const int descriptor_;
-  std::mutex mutex_;
-  std::shared_ptr<PendingState> first_;
-  PendingState* last_ = nullptr;
-  bool abandoned_ = false;
+  Mutex mutex_;
+  std::shared_ptr<PendingState> first_ WHYCACHE_GUARDED_BY(mutex_);
+  PendingState* last_ WHYCACHE_GUARDED_BY(mutex_) = nullptr;
+  bool abandoned_ WHYCACHE_GUARDED_BY(mutex_) = false;
 };
 
 // None, an update id, a sum, yes or no, or a lease.
@@ -86,11 +86,11 @@ class PendingState : public WriteCompletion, public std::enable_shared_from_this
   const std::shared_ptr<std::atomic<std::size_t>> calls_under_way_;
   const std::int64_t process_id_;
   std::stop_source stop_;
-  mutable std::mutex mutex_;
+  mutable Mutex mutex_;
   std::condition_variable finished_;
-  bool done_ = false;
-  Outcome outcome_;
-  std::exception_ptr failure_;
+  bool done_ WHYCACHE_GUARDED_BY(mutex_) = false;
+  Outcome outcome_ WHYCACHE_GUARDED_BY(mutex_);
+  std::exception_ptr failure_ WHYCACHE_GUARDED_BY(mutex_);
 };
 
 // Returns a new Pending object, or null with an exception set. `cache` stays alive as long as it.

@@ -40,7 +40,7 @@ PyGILState_STATE take_gil_of_any_thread() {
 }
 
 void Workers::run(std::function<void()> call, std::size_t threads_max_of_call) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   const bool is_urgent = threads_max_of_call > threads_max;
   calls_.insert(is_urgent ? calls_.begin() : calls_.end(), std::move(call));
   if (idle_count_ < calls_.size() && thread_count_ < threads_max_of_call) {
@@ -63,10 +63,12 @@ void Workers::run(std::function<void()> call, std::size_t threads_max_of_call) {
 }
 
 void Workers::work() {
-  std::unique_lock lock(mutex_);
+  MutexLock lock(mutex_);
   for (;;) {
     ++idle_count_;
-    const bool has_call = ready_.wait_for(lock, idle_time_max, [&] { return !calls_.empty(); });
+    // The mutex is held while it runs.
+    const auto has_calls = [&]() WHYCACHE_NO_THREAD_SAFETY_ANALYSIS { return !calls_.empty(); };
+    const bool has_call = ready_.wait_for(lock.native(), idle_time_max, has_calls);
     --idle_count_;
     if (!has_call) break;
     {
@@ -82,7 +84,7 @@ void Workers::work() {
 
 void Runtime::start_again_in_child() {
   exiting_ = false;
-  new (&mutex_) std::mutex;
+  new (&mutex_) Mutex;
   new (&no_calls_) std::condition_variable;
   calls_ = 0;
   new std::shared_ptr<Workers>(std::move(workers_));  // leaked: its mutex may be locked
@@ -90,22 +92,24 @@ void Runtime::start_again_in_child() {
 }
 
 bool Runtime::begin_python_call() {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   if (ended_) return false;
   ++calls_;
   return true;
 }
 
 void Runtime::end_python_call() {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   // 0 in a child that was forked inside a call.
   if (calls_ > 0 && --calls_ == 0) no_calls_.notify_all();
 }
 
 void Runtime::end_python() {
-  std::unique_lock lock(mutex_);
+  MutexLock lock(mutex_);
   ended_ = true;
-  no_calls_.wait_for(lock, last_calls_time_max, [&] { return calls_ == 0; });
+  // The mutex is held while it runs.
+  const auto is_idle = [&]() WHYCACHE_NO_THREAD_SAFETY_ANALYSIS { return calls_ == 0; };
+  no_calls_.wait_for(lock.native(), last_calls_time_max, is_idle);
 }
 
 }  // namespace whycache::python

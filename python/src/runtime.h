@@ -11,11 +11,11 @@
 #include <deque>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <thread>
 #include <utility>
 
+#include "base/mutex.h"
 #include "client/cache_internal.h"
 #include "python.h"
 
@@ -39,11 +39,11 @@ class Workers : public std::enable_shared_from_this<Workers> {
   void run(std::function<void()> call, std::size_t threads_max_of_call);
   void work();
 
-  std::mutex mutex_;
+  Mutex mutex_;
   std::condition_variable ready_;
-  std::deque<std::function<void()>> calls_;
-  std::size_t idle_count_ = 0;
-  std::size_t thread_count_ = 0;
+  std::deque<std::function<void()>> calls_ WHYCACHE_GUARDED_BY(mutex_);
+  std::size_t idle_count_ WHYCACHE_GUARDED_BY(mutex_) = 0;
+  std::size_t thread_count_ WHYCACHE_GUARDED_BY(mutex_) = 0;
 };
 
 // One per interpreter.
@@ -51,7 +51,7 @@ class Runtime {
  public:
   const std::shared_ptr<Workers>& workers() const { return workers_; }
   // A forked child has none of its parent's threads, and mutexes as they were when it was forked.
-  void start_again_in_child();
+  void start_again_in_child() WHYCACHE_NO_THREAD_SAFETY_ANALYSIS;  // it has one thread
 
   // From now on, only the calling thread uses caches: the process is about to exit. Other threads
   // that call one stay in that call, as Python lets its daemon threads do.
@@ -74,11 +74,11 @@ class Runtime {
   void end_python();
 
  private:
-  std::mutex mutex_;
+  Mutex mutex_;
   std::condition_variable no_calls_;
   std::shared_ptr<Workers> workers_ = std::make_shared<Workers>();
-  std::size_t calls_ = 0;
-  bool ended_ = false;
+  std::size_t calls_ WHYCACHE_GUARDED_BY(mutex_) = 0;
+  bool ended_ WHYCACHE_GUARDED_BY(mutex_) = false;
   std::atomic<bool> exiting_{false};
   std::thread::id exiting_thread_;
 };

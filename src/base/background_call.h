@@ -9,7 +9,6 @@
 #include <exception>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <new>
 #include <optional>
 #include <system_error>
@@ -17,6 +16,7 @@
 #include <utility>
 
 #include "base/clock.h"
+#include "base/mutex.h"
 #include "base/signals.h"
 
 namespace whycache {
@@ -66,7 +66,7 @@ class BackgroundCall {
         failure = std::current_exception();
       }
       {
-        const std::lock_guard lock(outcome->mutex);
+        const MutexLock lock(outcome->mutex);
         outcome->result = std::move(result);
         outcome->failure = std::move(failure);
         outcome->done = true;
@@ -83,7 +83,7 @@ class BackgroundCall {
 
   std::int64_t began_at_ns() const { return began_at_ns_; }
   bool is_done() const {
-    const std::lock_guard lock(outcome_->mutex);
+    const MutexLock lock(outcome_->mutex);
     return outcome_->done;
   }
   // For a forked child: the result is of the parent, and must never be destroyed.
@@ -94,20 +94,22 @@ class BackgroundCall {
   // finished when the deadline passes; the caller may wait again. To be called until it returns or
   // throws once.
   std::optional<Result> wait(const Deadline& deadline) {
-    std::unique_lock lock(outcome_->mutex);
-    if (!deadline.wait(lock, outcome_->changed, [&] { return outcome_->done; }))
-      return std::nullopt;
-    if (outcome_->failure) std::rethrow_exception(std::exchange(outcome_->failure, nullptr));
-    return std::move(outcome_->result);
+    CallOutcome& outcome = *outcome_;
+    MutexLock lock(outcome.mutex);
+    // The mutex is held while it runs.
+    const auto is_done = [&]() WHYCACHE_NO_THREAD_SAFETY_ANALYSIS { return outcome.done; };
+    if (!deadline.wait(lock.native(), outcome.changed, is_done)) return std::nullopt;
+    if (outcome.failure) std::rethrow_exception(std::exchange(outcome.failure, nullptr));
+    return std::move(outcome.result);
   }
 
  private:
   struct CallOutcome {
-    std::mutex mutex;
+    Mutex mutex;
     std::condition_variable changed;
-    bool done = false;
-    std::optional<Result> result;
-    std::exception_ptr failure;
+    bool done WHYCACHE_GUARDED_BY(mutex) = false;
+    std::optional<Result> result WHYCACHE_GUARDED_BY(mutex);
+    std::exception_ptr failure WHYCACHE_GUARDED_BY(mutex);
   };
 
   std::int64_t began_at_ns_ = boot_time_ns();

@@ -3,7 +3,6 @@
 
 #include <condition_variable>
 #include <cstdint>
-#include <mutex>
 #include <utility>
 
 #include "base/clock.h"
@@ -25,24 +24,26 @@ class WHYCACHE_THREAD_ANNOTATION(capability("mutex")) TimedMutex {
   }
 
   void lock() WHYCACHE_ACQUIRE() {
-    std::unique_lock lock(mutex_);
-    while (is_locked_) released_.wait(lock);
+    MutexLock lock(mutex_);
+    while (is_locked_) released_.wait(lock.native());
     is_locked_ = true;
   }
   bool try_lock() WHYCACHE_TRY_ACQUIRE(true) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     return !std::exchange(is_locked_, true);
   }
   // Returns false if the deadline passes first.
   bool try_lock_until(const Deadline& deadline) WHYCACHE_TRY_ACQUIRE(true) {
-    std::unique_lock lock(mutex_);
-    if (!deadline.wait(lock, released_, [&] { return !is_locked_; })) return false;
+    MutexLock lock(mutex_);
+    // The mutex is held while it runs.
+    const auto is_free = [&]() WHYCACHE_NO_THREAD_SAFETY_ANALYSIS { return !is_locked_; };
+    if (!deadline.wait(lock.native(), released_, is_free)) return false;
     is_locked_ = true;
     return true;
   }
   void unlock() WHYCACHE_RELEASE() {
     {
-      const std::lock_guard lock(mutex_);
+      const MutexLock lock(mutex_);
       is_locked_ = false;
     }
     released_.notify_one();
@@ -51,9 +52,9 @@ class WHYCACHE_THREAD_ANNOTATION(capability("mutex")) TimedMutex {
  private:
   // fork_count() of the process whose threads may wait.
   const std::uint64_t owner_fork_count_ = fork_count();
-  std::mutex mutex_;
+  Mutex mutex_;
   std::condition_variable released_;
-  bool is_locked_ = false;
+  bool is_locked_ WHYCACHE_GUARDED_BY(mutex_) = false;
 };
 
 }  // namespace whycache

@@ -7,7 +7,6 @@
 #include <exception>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <system_error>
 #include <thread>
@@ -15,6 +14,7 @@
 
 #include "base/clock.h"
 #include "base/fork_handlers.h"
+#include "base/mutex.h"
 #include "base/signals.h"
 
 namespace whycache {
@@ -31,7 +31,7 @@ class Worker {
   ~Worker() {
     if (fork_count() != owner_fork_count_) return;  // the thread may have held the mutex
     {
-      const std::lock_guard lock(shared_->mutex);
+      const MutexLock lock(shared_->mutex);
       shared_->ending = true;
     }
     shared_->changed.notify_all();
@@ -39,7 +39,7 @@ class Worker {
 
   // Whether a call is under way whose caller has given up.
   bool is_busy() const {
-    const std::lock_guard lock(shared_->mutex);
+    const MutexLock lock(shared_->mutex);
     return shared_->is_busy;
   }
 
@@ -48,23 +48,25 @@ class Worker {
   template <typename Result>
   std::optional<Result> call(std::function<Result()> function, const Deadline& deadline) {
     const auto outcome = std::make_shared<JobOutcome<Result>>();
-    std::unique_lock lock(shared_->mutex);
-    if (shared_->is_busy) return std::nullopt;
+    Shared& shared = *shared_;
+    MutexLock lock(shared.mutex);
+    if (shared.is_busy) return std::nullopt;
     if (!start()) {
       lock.unlock();
       return function();
     }
-    shared_->job = [outcome, function = std::move(function)] {
+    shared.job = [outcome, function = std::move(function)] {
       try {
         outcome->result.emplace(function());
       } catch (...) {
         outcome->failure = std::current_exception();
       }
     };
-    shared_->is_busy = true;
-    shared_->changed.notify_all();
-    if (!deadline.wait(lock, shared_->changed, [&] { return !shared_->is_busy; }))
-      return std::nullopt;
+    shared.is_busy = true;
+    shared.changed.notify_all();
+    // The mutex is held while it runs.
+    const auto is_idle = [&]() WHYCACHE_NO_THREAD_SAFETY_ANALYSIS { return !shared.is_busy; };
+    if (!deadline.wait(lock.native(), shared.changed, is_idle)) return std::nullopt;
     if (outcome->failure) std::rethrow_exception(outcome->failure);
     return std::move(outcome->result);
   }
@@ -76,11 +78,11 @@ class Worker {
     std::exception_ptr failure;
   };
   struct Shared {
-    std::mutex mutex;
-    std::condition_variable changed;
-    std::function<void()> job;
-    bool is_busy = false;
-    bool ending = false;
+    Mutex mutex;
+    std::condition_variable changed;  // is_busy or ending
+    std::function<void()> job WHYCACHE_GUARDED_BY(mutex);
+    bool is_busy WHYCACHE_GUARDED_BY(mutex) = false;
+    bool ending WHYCACHE_GUARDED_BY(mutex) = false;
   };
 
   bool start() {
@@ -95,9 +97,9 @@ class Worker {
   }
 
   static void run(Shared& shared) {
-    std::unique_lock lock(shared.mutex);
+    MutexLock lock(shared.mutex);
     for (;;) {
-      shared.changed.wait(lock, [&] { return shared.is_busy || shared.ending; });
+      while (!shared.is_busy && !shared.ending) shared.changed.wait(lock.native());
       if (!shared.is_busy) return;
       std::function<void()> job = std::exchange(shared.job, nullptr);
       lock.unlock();

@@ -33,13 +33,14 @@ Pins::Pins(MappedFile mapped) : mapped_(std::move(mapped)) {
   if (::fstat(mapped_.descriptor, &identity_) != 0)
     throw system_error("cannot stat state file", mapped_.path, errno);
   process_id_ = static_cast<std::uint64_t>(::getpid());
-  register_fork_handler(this, [this] { use(open_again()); });
+  // No other thread has the object yet.
+  register_fork_handler(this, [this]() WHYCACHE_NO_THREAD_SAFETY_ANALYSIS { use(open_again()); });
 }
 
 Pins::~Pins() {
   unregister_fork_handler(this);
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     ending_ = true;
     // A child that is forked from here on inherits the open file, but no lock.
     if (locked_id_) unlock();
@@ -137,7 +138,7 @@ PublishedBlock Pins::lock_newest() {
 }
 
 PublishedBlock Pins::add(PinNode& pin) {
-  const std::lock_guard held(mutex_);
+  const MutexLock held(mutex_);
   // A lock at this id or an older one protects the newest update, too.
   PublishedBlock block = locked_id_ ? read_published(mapped_.header) : lock_newest();
   if (newest_ == nullptr && block.id < *locked_id_) {  // another state was copied over the file
@@ -155,19 +156,18 @@ PublishedBlock Pins::add(PinNode& pin) {
 }
 
 void Pins::remove(PinNode& pin) noexcept {
-  std::unique_lock held(mutex_);
+  MutexLock held(mutex_);
   (pin.previous != nullptr ? pin.previous->next : oldest_) = pin.next;
   (pin.next != nullptr ? pin.next->previous : newest_) = pin.previous;
   if (has_surplus_ || (oldest_ != nullptr && oldest_->id == *locked_id_)) return;
-  if (in_quick_succession_) {
-    release_surplus_later(held);
-  } else {
-    release_surplus();
-  }
+  if (!in_quick_succession_ || !start_releaser()) return release_surplus();
+  has_surplus_ = true;
+  held.unlock();
+  changed_.notify_one();
 }
 
 bool Pins::release_surplus_now() noexcept {
-  const std::lock_guard held(mutex_);
+  const MutexLock held(mutex_);
   const std::optional<UpdateId> before = locked_id_;
   release_surplus();
   return locked_id_ != before;
@@ -185,25 +185,24 @@ void Pins::release_surplus() noexcept {
   }
 }
 
-void Pins::release_surplus_later(std::unique_lock<std::mutex>& held) noexcept {
-  if (!releaser_.joinable()) {
-    try {
-      const BlockedSignals blocked;
-      releaser_ = std::thread([this] { run_releaser(); });
-    } catch (const std::exception&) {  // no thread, or no memory for one
-      return release_surplus();
-    }
+bool Pins::start_releaser() noexcept {
+  if (releaser_.joinable()) return true;
+  try {
+    const BlockedSignals blocked;
+    releaser_ = std::thread([this] { run_releaser(); });
+    return true;
+  } catch (const std::exception&) {  // no thread, or no memory for one
+    return false;
   }
-  has_surplus_ = true;
-  held.unlock();
-  changed_.notify_one();
 }
 
 void Pins::run_releaser() {
-  std::unique_lock held(mutex_);
+  MutexLock held(mutex_);
   for (;;) {
-    changed_.wait(held, [this] { return ending_ || has_surplus_; });
-    if (changed_.wait_for(held, keep_time, [this] { return ending_; })) return;
+    while (!ending_ && !has_surplus_) changed_.wait(held.native());
+    // The mutex is held while it runs.
+    const auto is_ending = [this]() WHYCACHE_NO_THREAD_SAFETY_ANALYSIS { return ending_; };
+    if (changed_.wait_for(held.native(), keep_time, is_ending)) return;
     release_surplus();
     has_surplus_ = false;
   }

@@ -13,13 +13,13 @@
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <thread>
 
 #include "base/file.h"
 #include "base/fork_handlers.h"
+#include "base/mutex.h"
 #include "state/file/layout.h"
 
 namespace whycache {
@@ -62,44 +62,47 @@ class Pins final : public ForkHandler {
   bool release_surplus_now() noexcept;
 
  private:
-  void before_fork() noexcept override { mutex_.lock(); }
-  void after_fork_in_parent() noexcept override { mutex_.unlock(); }
-  void after_fork_in_child() noexcept override;
+  // One function locks the mutex, another one unlocks it.
+  void before_fork() noexcept override WHYCACHE_NO_THREAD_SAFETY_ANALYSIS { mutex_.lock(); }
+  void after_fork_in_parent() noexcept override WHYCACHE_NO_THREAD_SAFETY_ANALYSIS {
+    mutex_.unlock();
+  }
+  void after_fork_in_child() noexcept override WHYCACHE_NO_THREAD_SAFETY_ANALYSIS;
 
-  // The following require the mutex.
   FileDescriptor open_again() const;
   bool is_this_file(const FileDescriptor& file) const noexcept;
-  void use(FileDescriptor file) noexcept;
+  void use(FileDescriptor file) noexcept WHYCACHE_REQUIRES(mutex_);
   // Takes the lock at `id` instead of the present one. Changes nothing if it throws.
-  void lock(UpdateId id);
-  void unlock() noexcept;
-  void note_move() noexcept;
-  PublishedBlock lock_newest();
+  void lock(UpdateId id) WHYCACHE_REQUIRES(mutex_);
+  void unlock() noexcept WHYCACHE_REQUIRES(mutex_);
+  void note_move() noexcept WHYCACHE_REQUIRES(mutex_);
+  PublishedBlock lock_newest() WHYCACHE_REQUIRES(mutex_);
   // Moves the lock to the oldest pin, or releases it if there is none.
-  void release_surplus() noexcept;
-  void release_surplus_later(std::unique_lock<std::mutex>& held) noexcept;
+  void release_surplus() noexcept WHYCACHE_REQUIRES(mutex_);
+  // Starts the releaser if it does not run yet. Returns whether it runs.
+  bool start_releaser() noexcept WHYCACHE_REQUIRES(mutex_);
   void run_releaser();
 
   const MappedFile mapped_;
   struct stat identity_ {};
   std::uint64_t process_id_ = 0;
-  std::mutex mutex_;
-  FileDescriptor file_;
+  Mutex mutex_;
+  FileDescriptor file_ WHYCACHE_GUARDED_BY(mutex_);
   // A page of it, never accessed: the open file, and with it the lock, lives on even if the
   // application closes all descriptors.
-  void* kept_alive_ = nullptr;
-  PinNode* oldest_ = nullptr;
-  PinNode* newest_ = nullptr;
-  std::optional<UpdateId> locked_id_;
+  void* kept_alive_ WHYCACHE_GUARDED_BY(mutex_) = nullptr;
+  PinNode* oldest_ WHYCACHE_GUARDED_BY(mutex_) = nullptr;
+  PinNode* newest_ WHYCACHE_GUARDED_BY(mutex_) = nullptr;
+  std::optional<UpdateId> locked_id_ WHYCACHE_GUARDED_BY(mutex_);
   // CLOCK_BOOTTIME, of the last time that the lock was moved or released; 0: never.
-  std::int64_t moved_at_ns_ = 0;
+  std::int64_t moved_at_ns_ WHYCACHE_GUARDED_BY(mutex_) = 0;
   // Whether that had been a short time before it was taken or moved again.
-  bool in_quick_succession_ = false;
+  bool in_quick_succession_ WHYCACHE_GUARDED_BY(mutex_) = false;
 
   std::condition_variable changed_;
-  std::thread releaser_;
-  bool has_surplus_ = false;  // the releaser is to run
-  bool ending_ = false;
+  std::thread releaser_ WHYCACHE_GUARDED_BY(mutex_);
+  bool has_surplus_ WHYCACHE_GUARDED_BY(mutex_) = false;  // the releaser is to run
+  bool ending_ WHYCACHE_GUARDED_BY(mutex_) = false;
 };
 
 }  // namespace whycache
