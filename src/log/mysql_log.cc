@@ -27,7 +27,6 @@
 namespace whycache {
 namespace {
 
-constexpr std::uint64_t schema_version = 1;
 constexpr std::size_t buffer_bytes_max = std::size_t{4} << 20;
 constexpr std::uint64_t rows_per_query_min = 1;
 constexpr std::uint64_t rows_per_query_initial = 64;
@@ -55,149 +54,6 @@ constexpr unsigned innodb_read_only = 1874;
 constexpr unsigned galera_not_ready = 1047;  // ER_UNKNOWN_COM_ERROR, which Galera uses for it
 constexpr unsigned account_is_locked = 4151;
 constexpr unsigned account_is_locked_in_mysql = 3118;
-
-constexpr char create_logs_sql[] = R"(CREATE TABLE IF NOT EXISTS whycache_logs (
-  instance   VARCHAR(48) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
-  format     INT UNSIGNED NOT NULL,
-  uuid       BINARY(16) NOT NULL,
-  base       BIGINT UNSIGNED NOT NULL,
-  base_chain BIGINT UNSIGNED NOT NULL,
-  token      BINARY(16) NOT NULL,
-  part_count BIGINT UNSIGNED NOT NULL,
-  PRIMARY KEY (instance)
-) ENGINE = InnoDB)";
-constexpr char create_updates_sql[] = R"(CREATE TABLE IF NOT EXISTS whycache_updates (
-  instance VARCHAR(48) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
-  id       BIGINT UNSIGNED NOT NULL,
-  bytes    LONGBLOB NOT NULL,
-  PRIMARY KEY (instance, id)
-) ENGINE = InnoDB)";
-constexpr char create_parts_sql[] = R"(CREATE TABLE IF NOT EXISTS whycache_parts (
-  instance VARCHAR(48) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
-  base     BIGINT UNSIGNED NOT NULL,
-  token    BINARY(16) NOT NULL,
-  number   BIGINT UNSIGNED NOT NULL,
-  bytes    LONGBLOB NOT NULL,
-  PRIMARY KEY (instance, base, token, number)
-) ENGINE = InnoDB)";
-
-constexpr char select_columns_sql[] = R"(
-  SELECT t.TABLE_NAME, t.ENGINE, c.DATA_TYPE, c.CHARACTER_MAXIMUM_LENGTH
-  FROM information_schema.TABLES AS t
-  LEFT JOIN information_schema.COLUMNS AS c
-    ON c.TABLE_SCHEMA = t.TABLE_SCHEMA AND c.TABLE_NAME = t.TABLE_NAME AND c.COLUMN_NAME = 'bytes'
-  WHERE t.TABLE_SCHEMA = DATABASE()
-    AND t.TABLE_NAME IN ('whycache_logs', 'whycache_updates', 'whycache_parts'))";
-
-// --- Statements. The name of an instance has no character that needs to be escaped. ---
-
-std::string quoted(const std::string& instance) { return '\'' + instance + '\''; }
-
-std::string quoted(const Uuid& uuid) {
-  constexpr char digits[] = "0123456789abcdef";
-  std::string text = "x'";
-  for (const std::uint8_t byte : uuid) {
-    text += digits[byte >> 4];
-    text += digits[byte & 15];
-  }
-  return text + '\'';
-}
-
-// The columns that describe a log. They follow the two of an update.
-std::string log_columns(const std::string& instance) {
-  return "format, uuid, base, base_chain, token, part_count, (SELECT id FROM whycache_updates "
-         "WHERE instance = " +
-         quoted(instance) + " ORDER BY id DESC LIMIT 1)";
-}
-
-enum ResultColumn : unsigned {
-  id_column,
-  bytes_column,
-  format_column,
-  uuid_column,
-  base_column,
-  base_chain_column,
-  token_column,
-  part_count_column,
-  head_column
-};
-
-std::string select_log_sql(const std::string& instance) {
-  return "SELECT NULL, NULL, " + log_columns(instance) +
-         " FROM whycache_logs WHERE instance = " + quoted(instance);
-}
-
-// The same, with the first bytes of the newest update.
-std::string select_newest_sql(const std::string& instance) {
-  return "SELECT NULL, (SELECT LEFT(bytes, " + std::to_string(header_peek_bytes) +
-         ") FROM whycache_updates WHERE instance = " + quoted(instance) +
-         " ORDER BY id DESC LIMIT 1), " + log_columns(instance) +
-         " FROM whycache_logs WHERE instance = " + quoted(instance);
-}
-
-// One row that describes the log, then the updates.
-std::string select_updates_sql(const std::string& instance, UpdateId first, UpdateId last,
-                               std::uint64_t rows) {
-  const std::string log = "whycache_logs WHERE instance = " + quoted(instance);
-  return "(SELECT NULL AS id, NULL AS bytes, " + log_columns(instance) + " FROM " + log +
-         ") UNION ALL (SELECT id, bytes, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM "
-         "whycache_updates WHERE instance "
-         "= " +
-         quoted(instance) + " AND id BETWEEN " + std::to_string(first) + " AND " +
-         std::to_string(last) + " AND id > (SELECT base FROM " + log + ") ORDER BY id LIMIT " +
-         std::to_string(rows) + ")";
-}
-
-// Returns the row of select_newest_sql(), then the updates.
-std::string call_read_sql(const std::string& instance, UpdateId first, UpdateId last,
-                          std::uint64_t rows) {
-  return "CALL whycache_read(" + quoted(instance) + ", " + std::to_string(first) + ", " +
-         std::to_string(last) + ", " + std::to_string(rows) + ")";
-}
-
-std::string call_read_log_sql(const std::string& instance) {
-  return call_read_sql(instance, 1, 0, 0);
-}
-
-std::string select_part_sql(const std::string& instance, const LogMetadata& row,
-                            std::uint64_t number) {
-  return "SELECT bytes FROM whycache_parts WHERE instance = " + quoted(instance) +
-         " AND base = " + std::to_string(row.base) + " AND token = " + quoted(row.token) +
-         " AND number = " + std::to_string(number);
-}
-
-std::string call_read_part_sql(const std::string& instance, const LogMetadata& row,
-                               std::uint64_t number) {
-  return "CALL whycache_read_part(" + quoted(instance) + ", " + std::to_string(row.base) + ", " +
-         quoted(row.token) + ", " + std::to_string(number) + ")";
-}
-
-// The transactions that may have kept a statement waiting. Needs the privilege PROCESS.
-constexpr char select_lock_holders_sql[] = R"(
-  SELECT t.trx_mysql_thread_id, p.USER, p.HOST
-  FROM information_schema.INNODB_TRX AS t
-  JOIN information_schema.PROCESSLIST AS p ON p.ID = t.trx_mysql_thread_id
-  WHERE t.trx_lock_structs > 0 AND t.trx_state <> 'LOCK WAIT'
-    AND t.trx_mysql_thread_id <> CONNECTION_ID()
-  ORDER BY t.trx_started LIMIT 3)";
-
-// Values: id, bytes, uuid, id, id - 1, id - 1.
-std::string append_sql(const std::string& instance) {
-  return "INSERT INTO whycache_updates (instance, id, bytes) SELECT instance, ?, ? FROM "
-         "whycache_logs WHERE instance "
-         "= " +
-         quoted(instance) +
-         " AND uuid = ? AND base < ? AND (base = ? OR EXISTS (SELECT 1 FROM whycache_updates AS "
-         "before_it "
-         "WHERE before_it.instance = " +
-         quoted(instance) + " AND before_it.id = ?))";
-}
-
-// Values: base, token, number, bytes.
-std::string insert_part_sql(const std::string& instance) {
-  return "INSERT INTO whycache_parts (instance, base, token, number, bytes) VALUES (" +
-         quoted(instance) + ", ?, ?, ?, ?)";
-}
 
 // --- The meaning of failures. ---
 
@@ -338,7 +194,7 @@ bool MysqlLog::may_use_procedures(const Deadline& deadline) const {
   if (!connection_->is_alive()) return false;  // nor has it a socket if it was aborted
   try {
     const SocketTimeout timeout(connection_->socket(), deadline);
-    MysqlRows rows = connection_->query(call_read_log_sql(options_.instance));
+    MysqlRows rows = connection_->query(statements_.call_read_log());
     while (rows.next()) {
     }
     return true;
@@ -354,7 +210,7 @@ std::string MysqlLog::lock_holders(const Deadline& deadline) const {
   if (!connection_->is_alive()) return holders;  // nor has it a socket if it was aborted
   try {
     const SocketTimeout timeout(connection_->socket(), deadline);
-    MysqlRows rows = connection_->query(select_lock_holders_sql);
+    MysqlRows rows = connection_->query(MysqlStatements::select_lock_holders());
     while (rows.next()) {
       holders += holders.empty() ? "" : ", ";
       holders.append(rows.at(0).value_or("")).append(" of ").append(rows.at(1).value_or(""));
@@ -550,10 +406,8 @@ void MysqlLog::check_server(MysqlConnection& connection) {
 // Whether the log exists. Opening a log that exists must not need permission to write.
 bool MysqlLog::has_log(MysqlConnection& connection) const {
   try {
-    MysqlRows rows =
-        connection.query(uses_procedures_ ? call_read_log_sql(options_.instance)
-                                          : "SELECT 1 FROM whycache_logs WHERE instance = " +
-                                                quoted(options_.instance));
+    MysqlRows rows = connection.query(uses_procedures_ ? statements_.call_read_log()
+                                                       : statements_.select_whether_log_exists());
     bool found = false;
     while (rows.next()) found = true;
     return found;
@@ -567,8 +421,7 @@ namespace {
 
 // Returns the instances in the database, one more than describe_instances() shows.
 std::vector<std::string> read_instances(MysqlConnection& connection) {
-  MysqlRows rows = connection.query("SELECT instance FROM whycache_logs ORDER BY instance LIMIT " +
-                                    std::to_string(described_instances_max + 1));
+  MysqlRows rows = connection.query(MysqlStatements::select_instances(described_instances_max + 1));
   std::vector<std::string> instances;
   while (rows.next()) instances.emplace_back(rows.at(0).value_or(""));
   return instances;
@@ -591,10 +444,8 @@ LogMissing MysqlLog::log_missing(MysqlConnection& connection) const {
 // the CREATE privilege even if the table exists, and a user that adds an instance has no such
 // privilege.
 std::vector<std::string> MysqlLog::statements_to_create_tables(MysqlConnection& connection) {
-  std::map<std::string, std::string> missing = {{"whycache_logs", create_logs_sql},
-                                                {"whycache_updates", create_updates_sql},
-                                                {"whycache_parts", create_parts_sql}};
-  MysqlRows rows = connection.query(select_columns_sql);
+  std::map<std::string, std::string> missing = MysqlStatements::create_tables();
+  MysqlRows rows = connection.query(MysqlStatements::select_columns());
   while (rows.next()) missing.erase(std::string(rows.at(0).value_or("")));
   std::vector<std::string> statements;
   statements.reserve(missing.size());
@@ -603,13 +454,8 @@ std::vector<std::string> MysqlLog::statements_to_create_tables(MysqlConnection& 
 }
 
 void MysqlLog::create_log(MysqlConnection& connection) const {
-  const std::string insert_row_sql =
-      "INSERT INTO whycache_logs SELECT " + quoted(options_.instance) + ", " +
-      std::to_string(schema_version) + ", " + quoted(random_uuid()) + ", 0, 0, " + quoted(Uuid{}) +
-      ", 0 FROM DUAL WHERE NOT EXISTS (SELECT 1 FROM whycache_updates WHERE instance = " +
-      quoted(options_.instance) + ")";
   std::vector<std::string> statements = statements_to_create_tables(connection);
-  statements.push_back(insert_row_sql);
+  statements.push_back(statements_.insert_log(random_uuid()));
   std::size_t done = 0;
   try {
     std::uint64_t inserted = 0;
@@ -647,7 +493,7 @@ void MysqlLog::create_log(MysqlConnection& connection) const {
 }
 
 void MysqlLog::check_tables(MysqlConnection& connection) {
-  MysqlRows rows = connection.query(select_columns_sql);
+  MysqlRows rows = connection.query(MysqlStatements::select_columns());
   while (rows.next()) {
     const std::string table(rows.at(0).value_or(""));
     const std::string engine(rows.at(1).value_or("none"));
@@ -679,21 +525,22 @@ std::uint64_t MysqlLog::store_at(const MysqlConnection& connection) const {
 }
 
 LogTableRow MysqlLog::to_log_row(const MysqlRows& rows, const MysqlConnection& connection) const {
-  const std::uint64_t format = rows.number(format_column);
-  const std::optional<Uuid> uuid = to_uuid(rows.at(uuid_column));
-  const std::optional<Uuid> token = to_uuid(rows.at(token_column));
-  if (format != schema_version || !uuid || !token) {
-    throw unknown_log_row_error(name(), format, schema_version);
+  const std::uint64_t format = rows.number(MysqlStatements::format_column);
+  const std::optional<Uuid> uuid = to_uuid(rows.at(MysqlStatements::uuid_column));
+  const std::optional<Uuid> token = to_uuid(rows.at(MysqlStatements::token_column));
+  if (format != MysqlStatements::schema_version || !uuid || !token) {
+    throw unknown_log_row_error(name(), format, MysqlStatements::schema_version);
   }
-  return {{*uuid, rows.number(base_column), rows.number(base_chain_column), *token,
-           rows.number(part_count_column)},
-          rows.number(head_column),
+  return {{*uuid, rows.number(MysqlStatements::base_column),
+           rows.number(MysqlStatements::base_chain_column), *token,
+           rows.number(MysqlStatements::part_count_column)},
+          rows.number(MysqlStatements::head_column),
           store_at(connection)};
 }
 
 LogTableRow MysqlLog::read_log_row(MysqlConnection& connection) const {
-  MysqlRows rows = connection.query(uses_procedures_ ? call_read_log_sql(options_.instance)
-                                                     : select_log_sql(options_.instance));
+  MysqlRows rows =
+      connection.query(uses_procedures_ ? statements_.call_read_log() : statements_.select_log());
   if (!rows.next()) throw log_deleted_error(name());
   const LogTableRow row = to_log_row(rows, connection);
   while (rows.next()) {
@@ -722,17 +569,18 @@ Extent MysqlLog::read_updates(MysqlConnection& connection, UpdateId first, Updat
   LogTableRow row;
   const std::uint64_t rows_max = rows_per_query_;
   {
-    const auto& sql = uses_procedures_ ? call_read_sql : select_updates_sql;
-    MysqlRows rows = connection.query(sql(options_.instance, first, last, rows_max));
-    if (!rows.next() || rows.at(id_column)) throw log_deleted_error(name());
+    MysqlRows rows =
+        connection.query(uses_procedures_ ? statements_.call_read(first, last, rows_max)
+                                          : statements_.select_updates(first, last, rows_max));
+    if (!rows.next() || rows.at(MysqlStatements::id_column)) throw log_deleted_error(name());
     row = to_log_row(rows, connection);
     const bool overtaken = !is_first_read && row.base >= first;
     UpdateId expected = std::max(first, row.base + 1);
     while (!buffer.is_full() && rows.next()) {
       if (overtaken) continue;
-      const UpdateId id = rows.number(id_column);
+      const UpdateId id = rows.number(MysqlStatements::id_column);
       if (id != expected) throw missing_update_error(name(), expected, row.extent().head);
-      buffer.add(id, rows.at(bytes_column).value_or(""));
+      buffer.add(id, rows.at(MysqlStatements::bytes_column).value_or(""));
       ++expected;
     }
     if (!buffer.is_full() && !overtaken && buffer.row_count() < rows_max &&
@@ -798,12 +646,13 @@ std::optional<PollResult> MysqlLog::poll_replica(UpdateId first, const VisitUpda
   const PrimaryHead primary = with_connection(
       IfLost::retry, "cannot read extent",
       [&](MysqlConnection& connection) WHYCACHE_REQUIRES(mutex_) {
-        MysqlRows rows = connection.query(uses_procedures_ ? call_read_log_sql(options_.instance)
-                                                           : select_newest_sql(options_.instance));
+        MysqlRows rows = connection.query(uses_procedures_ ? statements_.call_read_log()
+                                                           : statements_.select_newest());
         if (!rows.next()) throw log_deleted_error(name());
         const LogTableRow row = to_log_row(rows, connection);
         const Extent extent = row.extent();
-        const PrimaryHead found{extent, chain_of(extent.head, rows.at(bytes_column).value_or(""))};
+        const PrimaryHead found{
+            extent, chain_of(extent.head, rows.at(MysqlStatements::bytes_column).value_or(""))};
         while (rows.next()) {
         }
         uuid_seen_ = row.uuid;
@@ -860,8 +709,9 @@ void MysqlLog::read_base(const VisitPart& visit) {
         IfLost::retry, "cannot read part of the base",
         [&](MysqlConnection& connection) WHYCACHE_REQUIRES(mutex_) {
           {
-            const auto& sql = uses_procedures_ ? call_read_part_sql : select_part_sql;
-            MysqlRows rows = connection.query(sql(options_.instance, row, number));
+            MysqlRows rows =
+                connection.query(uses_procedures_ ? statements_.call_read_part(row, number)
+                                                  : statements_.select_part(row, number));
             std::optional<std::string> found;
             while (rows.next()) found = std::string(rows.at(0).value_or(""));
             if (found) return std::move(*found);
@@ -904,9 +754,8 @@ Log::Appended MysqlLog::append(UpdateId id, std::string_view bytes) {
                    update_column_bytes_max_);
         read_position_.check_append(id, bytes, name());
         try {
-          const bool done =
-              connection.run(append_sql(options_.instance),
-                             {id, bytes, as_bytes(uuid_seen_), id, id - 1, id - 1}) == 1;
+          const bool done = connection.run(statements_.append(), {id, bytes, as_bytes(uuid_seen_),
+                                                                  id, id - 1, id - 1}) == 1;
           if (done) read_position_.record(id, chain_of(id, bytes));
           return done;
         } catch (const MysqlFailure& failure) {
@@ -921,20 +770,8 @@ Log::Appended MysqlLog::append(UpdateId id, std::string_view bytes) {
 
 // The server checks the privileges of a statement before it looks for rows. These match none.
 void MysqlLog::check_may_rewrite() {
-  const std::string instance = quoted(options_.instance);
-  const std::string no_row = " WHERE instance = " + instance + " AND 1 = 0";
-  const std::string statements[] = {
-      "UPDATE whycache_logs SET base = base, base_chain = base_chain, token = token, part_count = "
-      "part_count" +
-          no_row + " AND EXISTS (SELECT 1 FROM whycache_updates WHERE instance = " + instance +
-          " AND id = 0) AND EXISTS (SELECT 1 FROM whycache_parts WHERE instance = " + instance +
-          " AND base = 0)",
-      "INSERT INTO whycache_parts (instance, base, token, number, bytes) SELECT instance, base, "
-      "token, 0, '' FROM whycache_logs" +
-          no_row,
-      "DELETE FROM whycache_updates" + no_row, "DELETE FROM whycache_parts" + no_row};
   with_connection(IfLost::retry, "cannot rewrite history", [&](MysqlConnection& connection) {
-    for (const std::string& statement : statements) connection.run(statement);
+    for (const std::string& statement : statements_.check_may_rewrite()) connection.run(statement);
     return true;
   });
 }
@@ -949,7 +786,7 @@ void MysqlLog::write_part(const LogMetadata& next, std::string_view part) {
                     check_size(connection, "part of a base", "whycache_parts", part.size(),
                                part_column_bytes_max_);
                     try {
-                      connection.run(insert_part_sql(options_.instance),
+                      connection.run(statements_.insert_part(),
                                      {next.base, as_bytes(next.token), next.part_count, part});
                     } catch (const MysqlFailure& failure) {
                       // No other process has this token: this one inserted the part, and lost the
@@ -963,11 +800,7 @@ void MysqlLog::write_part(const LogMetadata& next, std::string_view part) {
 // Deletes nothing if these parts are the base, even if the outcome of the switch is unknown.
 void MysqlLog::delete_unused_parts(const LogMetadata& next) {
   with_connection(IfLost::retry, "cannot delete parts of a base", [&](MysqlConnection& connection) {
-    const std::string instance = quoted(options_.instance);
-    return connection.run(
-        "DELETE FROM whycache_parts WHERE instance = " + instance +
-        " AND base = " + std::to_string(next.base) + " AND token = " + quoted(next.token) +
-        " AND token <> (SELECT token FROM whycache_logs WHERE instance = " + instance + ")");
+    return connection.run(statements_.delete_unused_parts(next));
   });
 }
 
@@ -975,26 +808,13 @@ void MysqlLog::delete_unused_parts(const LogMetadata& next) {
 bool MysqlLog::switch_base(const LogMetadata& next) {
   const bool switched = with_connection(
       IfLost::uncertain, "cannot switch to another base", [&](MysqlConnection& connection) {
-        const std::string instance = quoted(options_.instance);
-        const std::string base = std::to_string(next.base);
         {  // In the same connection: another one may lead to another server.
-          MysqlRows rows = connection.query(
-              "SELECT LEFT(bytes, " + std::to_string(header_peek_bytes) +
-              ") FROM whycache_updates WHERE instance = " + instance + " AND id = " + base);
+          MysqlRows rows = connection.query(statements_.select_update_header(next.base));
           std::string bytes;
           while (rows.next()) bytes = rows.at(0).value_or("");
           check_base_chain(name(), next.base, bytes, next.base_chain);
         }
-        return connection.run(
-                   "UPDATE whycache_logs SET base = " + base + ", base_chain = " +
-                   std::to_string(next.base_chain) + ", token = " + quoted(next.token) +
-                   ", part_count = " + std::to_string(next.part_count) + " WHERE instance = " +
-                   instance + " AND uuid = " + quoted(next.uuid) + " AND base < " + base +
-                   " AND EXISTS (SELECT 1 FROM whycache_updates WHERE instance = " + instance +
-                   " AND id = " + base +
-                   ") AND (SELECT count(*) FROM whycache_parts WHERE instance = " + instance +
-                   " AND base = " + base + " AND token = " + quoted(next.token) +
-                   ") = " + std::to_string(next.part_count)) == 1;
+        return connection.run(statements_.switch_base(next)) == 1;
       });
   if (switched) return true;
   const LogTableRow current = read_log_row();
@@ -1007,17 +827,8 @@ bool MysqlLog::switch_base(const LogMetadata& next) {
 
 void MysqlLog::delete_below_base() {
   const LogTableRow row = read_log_row();
-  const std::string instance = quoted(options_.instance);
-  const std::string base = std::to_string(row.base);
-  // Only while the log is still this one: its base never falls.
-  const std::string of_log =
-      " FROM whycache_logs WHERE instance = " + instance + " AND uuid = " + quoted(row.uuid) + ")";
-  delete_in_batches("DELETE FROM whycache_updates WHERE instance = " + instance + " AND id <= " +
-                    base + " AND EXISTS (SELECT 1" + of_log + " ORDER BY id LIMIT 256");
-  // Parts of a greater base stay: a rewrite may still switch to it.
-  delete_in_batches("DELETE FROM whycache_parts WHERE instance = " + instance +
-                    " AND base <= " + base + " AND token <> (SELECT token" + of_log +
-                    " ORDER BY base, token, number LIMIT 8");
+  delete_in_batches(statements_.delete_updates_below_base(row));
+  delete_in_batches(statements_.delete_parts_below_base(row));
 }
 
 void MysqlLog::delete_in_batches(const std::string& sql) {

@@ -49,6 +49,7 @@
 #include "log/connection_attempt.h"
 #include "log/log_checks.h"
 #include "log/mysql_server.h"
+#include "log/mysql_statements.h"
 #include "log/read_position.h"
 #include "log/row_buffer.h"
 
@@ -145,12 +146,13 @@ class MysqlLog final : public Log {
   void delete_in_batches(const std::string& sql);
 
   MysqlLogOptions options_;
+  const MysqlStatements statements_{options_.instance};
   // fork_count() of the process that opened the log.
   std::uint64_t owner_fork_count_ = 0;
 
-  // Held during a statement: one thread at a time uses a connection.
   // Stored after connecting. Relaxed: nothing is published with it.
   std::atomic<std::uint64_t> store_{0};
+  // Held during a statement: one thread at a time uses a connection.
   TimedMutex mutex_;
   std::unique_ptr<MysqlConnection> connection_ WHYCACHE_GUARDED_BY(mutex_);
   std::unique_ptr<MysqlConnection> replica_connection_ WHYCACHE_GUARDED_BY(mutex_);
