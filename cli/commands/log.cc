@@ -35,7 +35,7 @@ struct LogArguments {
 
   bool selects_keys() const { return !keys.empty() || !prefixes.empty(); }
   bool selects(std::string_view key) const {
-    return std::ranges::any_of(keys, [&](const std::string& one) { return key == one; }) ||
+    return std::ranges::any_of(keys, [&](const std::string& wanted) { return key == wanted; }) ||
            std::ranges::any_of(prefixes,
                                [&](const std::string& prefix) { return key.starts_with(prefix); });
   }

@@ -19,7 +19,7 @@ struct ManArguments {
   std::string directory;
 };
 
-class Page {
+class ManPage {
  public:
   void write_line(std::string_view line) { text_.append(line).append("\n"); }
   const std::string& text() const { return text_; }
@@ -79,7 +79,7 @@ std::string_view take_line(std::string_view& text) {
 }
 
 // Writes text in which blank lines separate paragraphs, and indented lines are as they are.
-void write_paragraphs(std::string_view text, Page& page) {
+void write_paragraphs(std::string_view text, ManPage& page) {
   bool is_verbatim = false;
   while (!text.empty()) {
     const std::string_view line = take_line(text);
@@ -99,7 +99,7 @@ void write_paragraphs(std::string_view text, Page& page) {
   if (is_verbatim) page.write_line(".fi");
 }
 
-void write_section(std::string title, Page& page) {
+void write_section(std::string title, ManPage& page) {
   std::transform(title.begin(), title.end(), title.begin(), [](char c) {
     return c >= 'a' && c <= 'z' ? static_cast<char>(c - 'a' + 'A') : c;
   });
@@ -108,7 +108,7 @@ void write_section(std::string title, Page& page) {
 
 // The footer of a command has sections that begin with "Title:". Lines below a title that stands
 // alone are examples; text beside a title continues on indented lines.
-void write_footer(std::string_view footer, Page& page) {
+void write_footer(std::string_view footer, ManPage& page) {
   std::string body;
   bool is_flowing = false;
   const auto finish = [&] {
@@ -134,7 +134,7 @@ void write_footer(std::string_view footer, Page& page) {
   finish();
 }
 
-void write_header(const std::string& name, const std::string& summary, Page& page) {
+void write_header(const std::string& name, const std::string& summary, ManPage& page) {
   std::string title = name;
   std::transform(title.begin(), title.end(), title.begin(), [](char c) {
     return c >= 'a' && c <= 'z' ? static_cast<char>(c - 'a' + 'A') : c;
@@ -145,7 +145,7 @@ void write_header(const std::string& name, const std::string& summary, Page& pag
   page.write_line(roff_text(name) + " \\- " + roff_text(summary));
 }
 
-void write_option(const CLI::Option& option, Page& page) {
+void write_option(const CLI::Option& option, ManPage& page) {
   std::vector<std::string> names;
   for (const std::string& name : option.get_snames()) names.push_back("-" + name);
   for (const std::string& name : option.get_lnames()) names.push_back("--" + name);
@@ -160,7 +160,7 @@ void write_option(const CLI::Option& option, Page& page) {
 }
 
 // Writes the options that are shown; without `of_command`, those that all commands have.
-void write_options(const CLI::App& parser, bool of_command, Page& page) {
+void write_options(const CLI::App& parser, bool of_command, ManPage& page) {
   std::vector<const CLI::Option*> options = shown_options(parser);
   if (!of_command) {
     std::erase_if(options, [](const CLI::Option* option) {
@@ -180,7 +180,7 @@ void write_options(const CLI::App& parser, bool of_command, Page& page) {
   }
 }
 
-void write_command_page(const Command& command, Page& page) {
+void write_command_page(const Command& command, ManPage& page) {
   const PreparedCommand prepared = prepare(command);
   const CLI::App& parser = *prepared.parser;
   write_header(std::string("whycache-") + command.name, command.summary, page);
@@ -197,7 +197,7 @@ void write_command_page(const Command& command, Page& page) {
   page.write_line(".BR whycache (1)");
 }
 
-void write_overview_page(Page& page) {
+void write_overview_page(ManPage& page) {
   write_header("whycache", "a cache that processes share in memory, and machines through a log",
                page);
   write_section("synopsis", page);
@@ -226,13 +226,13 @@ void write_overview_page(Page& page) {
 }
 
 std::string overview_page() {
-  Page page;
+  ManPage page;
   write_overview_page(page);
   return page.text();
 }
 
 std::string command_page(const Command& command) {
-  Page page;
+  ManPage page;
   write_command_page(command, page);
   return page.text();
 }

@@ -121,7 +121,7 @@ TEST_F(FileWatchTest, idle_waiter_makes_no_context_switches) {
   EXPECT_LE(after.ru_nvcsw - before.ru_nvcsw, 3);
 }
 
-TEST_F(FileWatchTest, child_forked_during_a_wait_has_no_descriptor_of_it_and_can_wait) {
+TEST_F(FileWatchTest, child_forked_during_wait_has_no_descriptor_and_can_wait) {
   const std::size_t descriptors = open_descriptors();
   const std::uint64_t seen = watch.begin();
   EXPECT_GT(open_descriptors(), descriptors);

@@ -576,7 +576,7 @@ TEST(CacheClosing, any_point_read_opens_closed_cache_again) {
   }
 }
 
-TEST(CacheClosing, closed_cache_is_opened_by_read_of_thread_that_meets_many_absent_keys) {
+TEST(CacheClosing, read_after_many_misses_opens_closed_cache) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   cache.set("checkout.on", "1");

@@ -360,7 +360,7 @@ TEST(Changes, replaced_log_yields_a_reset) {
   EXPECT_EQ(now_in(feed), Texts{"2 reset."});
 }
 
-TEST(Changes, log_that_is_away_is_an_error_and_the_feed_goes_on_later) {
+TEST(Changes, feed_continues_after_error_of_unreachable_log) {
   Fleet fleet;
   LogSwitch log;
   Cache cache =

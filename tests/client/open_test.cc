@@ -158,7 +158,7 @@ TEST(Open, lock_of_another_process_delays_neither_open_now_nor_deadlines) {
   EXPECT_LT(std::chrono::steady_clock::now() - began, milliseconds(2000));
 }
 
-TEST(Open, event_callback_reads_the_cache_and_is_refused_what_would_wait_for_itself) {
+TEST(Open, event_callback_may_read_but_not_wait_for_itself) {
   const Fleet fleet;
   std::atomic<bool> away{false};
   Cache* called = nullptr;

@@ -100,7 +100,7 @@ TEST(PollPacer, fleet_of_a_log_that_notifies_polls_at_its_longest_interval_at_mo
   }
 }
 
-TEST(PollPacer, log_whose_notification_was_lost_is_polled_as_one_that_does_not_notify) {
+TEST(PollPacer, log_that_lost_a_notification_is_polled_like_others) {
   Follower follower;
   follower.notifies = true;
   follower.notify();

@@ -102,7 +102,7 @@ TEST(Rewrite, rewrite_deletes_leftovers_of_interrupted_rewrite) {
 
 // The base that the rewriter saw in the old log is beyond the base of the new one, and must not
 // become the base of the new log.
-TEST(Rewrite, cleanup_leaves_log_replaced_meanwhile_unchanged) {
+TEST(Rewrite, cleanup_leaves_concurrently_replaced_log_unchanged) {
   Fleet fleet("file");
   const auto script = std::make_shared<Script>();
   Cache cache = fleet.open("berlin", script);
@@ -286,7 +286,7 @@ TEST(Rewrite, concurrent_rewrites_leave_machines_consistent) {
   EXPECT_EQ(contents(fleet.open("paris")), contents(berlin));
 }
 
-TEST(Rewrite, rewrite_keeps_write_made_meanwhile) {
+TEST(Rewrite, rewrite_keeps_concurrent_write) {
   Fleet fleet;
   Cache berlin = fleet.open("berlin");
   std::map<std::string, std::string> batch;

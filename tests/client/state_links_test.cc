@@ -176,7 +176,7 @@ TEST_F(StateLinks, reservation_is_made_when_an_old_state_is_opened) {
   EXPECT_EQ(fs::read_symlink(reservation_of(flags)), fs::path(path_of_name("one")).filename());
 }
 
-TEST_F(StateLinks, state_that_a_user_named_is_not_taken_for_that_of_the_log) {
+TEST_F(StateLinks, state_named_by_user_is_not_the_default_of_the_log) {
   Options named = options();
   named.state_path = directory.file("berlin.state");
   open("one", flags, named).set("k", "1");
@@ -424,7 +424,7 @@ TEST_F(StateLinks, confirmed_name_that_leads_to_another_log_later_is_forgotten) 
 
 // --- Copies ---
 
-TEST_F(StateLinks, copy_built_after_open_now_without_log_is_left_at_the_next_open) {
+TEST_F(StateLinks, copy_built_without_log_is_left_at_next_open) {
   open("one", flags).set("k", "1");
   std::atomic<bool> away{true};
   auto script = std::make_shared<Script>();

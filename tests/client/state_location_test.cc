@@ -99,7 +99,7 @@ TEST_F(StateLocationTest, setuid_program_ignores_paths_from_the_environment) {
   }
 }
 
-TEST_F(StateLocationTest, state_path_to_directory_differs_for_each_log_and_not_for_each_name) {
+TEST_F(StateLocationTest, state_path_in_directory_depends_on_log_but_not_its_alias) {
   Options options;
   options.state_path = directory.path() + "/";
   const std::string path = path_for(options);
@@ -239,7 +239,7 @@ TEST_F(StateLocationTest, forked_child_keeps_memory_log_state_of_parent) {
   EXPECT_EQ(cache->get("a"), "2");
 }
 
-TEST_F(StateLocationTest, relative_path_is_that_of_the_working_directory_at_the_opening) {
+TEST_F(StateLocationTest, relative_path_is_resolved_when_the_cache_is_opened) {
   const TemporaryDirectory own;
   expect_success_in_child([&] {
     for (const std::string path : {"flags.state", "sub/"}) {

@@ -258,7 +258,7 @@ TEST_F(WaitTest, works_in_a_forked_child_while_the_parent_waits) {
 }
 
 // A thread of the parent that sleeps keeps the file mapped; the child does not have the thread.
-TEST_F(WaitTest, forked_child_releases_the_file_that_a_thread_of_the_parent_waits_in) {
+TEST_F(WaitTest, forked_child_releases_file_that_parent_thread_waits_in) {
   const UpdateId id = cache.set("key", "value");
   std::stop_source stop;
   std::thread waiter([&] { cache.wait(id, {.stop = stop.get_token()}); });
@@ -284,7 +284,7 @@ TEST_F(WaitTest, forked_child_releases_the_file_that_a_thread_of_the_parent_wait
 
 // --- at_least ---
 
-TEST_F(WaitTest, update_of_an_attached_cache_is_woken_by_the_update_that_it_waits_for) {
+TEST_F(WaitTest, attached_cache_is_woken_by_awaited_update) {
   const UpdateId id = cache.set("key", "value");
   Cache reader = Cache::attach(cache.state_path());
   std::thread writer([&] {

@@ -618,7 +618,7 @@ TEST_F(LockFileMutation, damaged_lock_file_is_replaced_or_refused) {
   ::alarm(0);
 }
 
-TEST_F(LockFileMutation, damage_to_lock_file_in_use_delays_nobody) {
+TEST_F(LockFileMutation, damage_to_lock_file_in_use_delays_no_process) {
   Tally tally("a lock file in use");
   Sample sample(100);
   const std::unique_ptr<State> state = State::open(mutation_options(sample_.path));

@@ -883,7 +883,7 @@ TEST(FileLogDisk, writer_that_may_not_rewrite_learns_it_before) {
   if (!ran_as_root) GTEST_SKIP() << "NOT TESTED: needs root";
 }
 
-TEST(FileLogDisk, documented_commands_let_a_group_follow_and_nobody_else) {
+TEST(FileLogDisk, documented_commands_let_only_a_group_follow) {
   const std::vector<std::string> documented = fenced_blocks("logs.md", "sh file");
   ASSERT_EQ(documented.size(), 1U);
   StoreDirectory directory;

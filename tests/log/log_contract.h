@@ -816,7 +816,7 @@ TEST_P(LogContract, rewrite_overtaken_by_higher_base_changes_nothing) {
   EXPECT_EQ(log_contract::updates_of(*log), log_contract::expected_updates(8, 10));
 }
 
-TEST_P(LogContract, rewrite_replaces_lower_base_switched_meanwhile) {
+TEST_P(LogContract, rewrite_replaces_lower_base_switched_concurrently) {
   log_contract::append_up_to(*log, 10);
   const auto other = store->open();
   log_contract::PartList slow({"slow 0", "slow 1"});
@@ -1045,7 +1045,7 @@ TEST_P(LogContract, wait_without_an_update_ends_after_its_time) {
   EXPECT_FALSE(log->wait(1, std::chrono::nanoseconds(0)) && !log->notifies());
 }
 
-TEST_P(LogContract, wait_for_an_update_that_exists_returns_at_once_if_the_log_notifies) {
+TEST_P(LogContract, wait_for_existing_update_returns_at_once_if_log_notifies) {
   log_contract::append_up_to(*log, 2);
   log->wait(2, std::chrono::milliseconds(1));
   ASSERT_TRUE(log->notifies() || !store->must_notify());

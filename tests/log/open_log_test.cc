@@ -97,7 +97,7 @@ TEST(OpenLog, missing_log_is_not_created_if_url_forbids_it) {
 }
 
 // An empty file is what a slip of the shell leaves; a database without a log is another program's.
-TEST(OpenLog, file_without_a_log_is_left_alone_if_no_log_is_to_be_created) {
+TEST(OpenLog, file_without_a_log_is_unchanged_unless_creating) {
   StoreDirectory directory;
   const std::string path = directory.file("flags.db");
   const auto content = [&] {

@@ -117,7 +117,7 @@ TEST_F(PostgresLogPrivileges, documented_follower_cannot_keep_writer_from_append
   }
 }
 
-TEST_F(PostgresLogPrivileges, user_who_may_not_create_tables_learns_what_to_run) {
+TEST_F(PostgresLogPrivileges, user_without_create_privilege_learns_what_to_run) {
   const PostgresRoles roles;
   const auto error = thrown_error([&] { roles.open("writer"); });
   ASSERT_TRUE(error);

@@ -169,7 +169,7 @@ TEST_F(PostgresLogWait, waiter_sleeps_until_stop_wakes_it) {
   EXPECT_LE(switches, 5);
 }
 
-TEST_F(PostgresLogWait, notification_of_other_instance_wakes_nobody) {
+TEST_F(PostgresLogWait, notification_of_other_instance_wakes_no_waiter) {
   PostgresStore store;
   const auto log = store.open();
   begin_to_listen(*log);

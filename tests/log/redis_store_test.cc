@@ -759,7 +759,7 @@ TEST_F(RedisStoreTest, short_deadline_of_a_caller_leaves_the_connection_usable) 
 }
 
 // After a new head record, the store asks whether the server is still the same.
-TEST(RedisStoreLies, short_deadline_of_a_caller_says_nothing_of_a_server_that_answers_half) {
+TEST(RedisStoreLies, short_deadline_does_not_condemn_server_that_answers_half) {
   LyingServer server(hello_of_liar() + "*2\r\n$4\r\nhead\r\n$-1\r\n");
   RedisStore store(redis_at_port(server.port()), seconds(60));
   const Deadline deadline(milliseconds(50));

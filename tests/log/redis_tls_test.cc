@@ -210,7 +210,7 @@ TEST_F(RedisTls, port_without_tls_is_refused) {
                  "does not support it", "tls-port");
 }
 
-TEST_F(RedisTls, server_that_asks_for_a_certificate_gets_one_or_the_refusal_says_so) {
+TEST_F(RedisTls, server_gets_requested_certificate_or_refusal_names_it) {
   for (const auto& [protocol, refusal] :
        {std::pair("TLSv1.2", "handshake failure"), std::pair("TLSv1.3", "certificate required")}) {
     SCOPED_TRACE(protocol);

@@ -145,7 +145,7 @@ TEST(SqliteLogFormat, schema_that_this_library_cannot_read_is_invalid_not_corrup
   EXPECT_EQ(read_file(later), bytes);
 }
 
-TEST(SqliteLogFormat, table_of_application_with_a_name_of_the_log_is_refused_and_unchanged) {
+TEST(SqliteLogFormat, application_table_with_name_of_the_log_is_refused_and_unchanged) {
   for (const std::string sql :
        {"CREATE TABLE whycache_logs (name TEXT)", "CREATE VIEW whycache_logs AS SELECT 1",
         "CREATE TABLE whycache_updates_default (name TEXT)",
@@ -771,7 +771,7 @@ TEST(SqliteLogDisk, read_only_file_system_allows_reads_and_refuses_writes) {
   if (!ran_as_root) GTEST_SKIP() << "NOT TESTED: needs root";
 }
 
-TEST(SqliteLogDisk, read_only_user_can_follow_in_wal_mode_while_no_writer_is_connected) {
+TEST(SqliteLogDisk, read_only_user_follows_in_wal_mode_without_connected_writer) {
   StoreDirectory directory;
   fs::permissions(fs::path(directory.file("x")).parent_path(), fs::perms(0755));
   SqliteLogOptions options = sqlite_options(directory.file("log.db"));

@@ -21,7 +21,7 @@ using std::chrono::milliseconds;
 using std::chrono::seconds;
 using std::chrono::steady_clock;
 
-TEST(UpdateWatch, log_without_descriptors_for_a_watch_says_so_once_and_sleeps_from_then_on) {
+TEST(UpdateWatch, log_without_descriptors_for_a_watch_reports_once_and_polls) {
 #if defined(__SANITIZE_ADDRESS__)
   GTEST_SKIP() << "NOT TESTED: the sanitizer needs a descriptor to look at an exception";
 #endif

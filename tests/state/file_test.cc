@@ -259,7 +259,7 @@ TEST_F(FileTest, lock_file_of_an_earlier_version_is_replaced_unless_it_is_held) 
   EXPECT_EQ(file_contents(lock).substr(0, 8), std::string(lock_file_magic, 8));
 }
 
-TEST_F(FileTest, lock_file_that_an_earlier_version_holds_for_a_moment_is_waited_for) {
+TEST_F(FileTest, opening_waits_for_lock_file_held_by_earlier_version) {
   const std::string lock = path() + ".lock";
   for (const bool waits_for_others : {true, false}) {
     write_file(lock, "whylock1" + std::string(135'160, '\0'));
@@ -279,7 +279,7 @@ TEST_F(FileTest, lock_file_that_an_earlier_version_holds_for_a_moment_is_waited_
   }
 }
 
-TEST_F(FileTest, only_those_who_may_write_the_state_may_open_the_lock_file) {
+TEST_F(FileTest, only_writers_of_the_state_may_open_the_lock_file) {
   for (const auto& [state_mode, lock_mode] :
        {std::pair(0600U, 0600U), std::pair(0640U, 0600U), std::pair(0644U, 0600U),
         std::pair(0660U, 0660U), std::pair(0664U, 0660U), std::pair(0666U, 0666U)}) {
@@ -506,7 +506,7 @@ TEST_F(OwnerTest, state_or_lock_file_of_another_user_is_rejected) {
 }
 
 // A stranger can create a state for a log that it may read, with contents of its own.
-TEST_F(OwnerTest, shared_state_or_lock_file_of_a_stranger_in_sticky_directory_is_rejected) {
+TEST_F(OwnerTest, file_of_other_user_in_sticky_directory_is_rejected) {
   ASSERT_EQ(::chmod(directory_.path().c_str(), 01777), 0);
   StateOptions options = options_at(path());
   options.mode = 0644;
@@ -575,7 +575,7 @@ TEST_F(FileTest, mode_of_a_file_that_is_no_state_is_unchanged) {
   EXPECT_EQ(mode_of(path()), 0644U);
 }
 
-TEST_F(OwnerTest, stricter_mode_than_that_of_the_owner_is_an_error) {
+TEST_F(OwnerTest, mode_stricter_than_that_of_owner_is_an_error) {
   ASSERT_EQ(::chmod(directory_.path().c_str(), 0755), 0);
   StateOptions options = options_at(path());
   options.mode = 0666;
@@ -1328,7 +1328,7 @@ TEST_F(FileTest, copy_is_adopted_once_a_process_has_verified_it_for_itself) {
   verifying.join();
 }
 
-TEST_F(FileTest, copy_is_not_adopted_beside_a_process_for_which_it_is_its_own) {
+TEST_F(FileTest, copy_is_not_adopted_while_its_owner_runs) {
   const std::string copy = path("copy.state");
   { TestState(path()).apply({{"a", "1"}}); }
   fs::copy_file(path(), copy);

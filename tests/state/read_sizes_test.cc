@@ -99,7 +99,7 @@ TEST_P(ReadSizesTest, kept_string_gets_values_of_any_size) {
   });
 }
 
-TEST_P(ReadSizesTest, new_string_gets_values_of_any_size_and_no_more_memory_than_twice_that) {
+TEST_P(ReadSizesTest, new_string_takes_at_most_twice_the_size_of_its_value) {
   for (int repetition = 0; repetition < 3; ++repetition) {
     for (const std::string& key : keys_) {
       // Twice, so that the same size is expected the third time.

@@ -290,7 +290,7 @@ TEST_F(OtherLogSuccessorTest, expected_log_is_switched_to_at_once) {
 }
 
 // As with mv of a copy: nothing marks the old file.
-TEST_F(OtherLogSuccessorTest, state_of_other_log_that_was_moved_to_the_path_is_not_read) {
+TEST_F(OtherLogSuccessorTest, state_of_other_log_moved_to_the_path_is_not_read) {
   const TestState state(path_);
   const std::string elsewhere = directory_.file("elsewhere.state");
   {
@@ -304,7 +304,7 @@ TEST_F(OtherLogSuccessorTest, state_of_other_log_that_was_moved_to_the_path_is_n
       ErrorKind::unavailable, [&] { state.get("k"); }, "another log");
 }
 
-TEST_F(OtherLogSuccessorTest, process_without_a_state_does_not_read_that_of_another_log) {
+TEST_F(OtherLogSuccessorTest, process_without_state_does_not_read_state_of_another_log) {
   std::filesystem::remove(path_);
   const std::unique_ptr<State> state = State::open({.path = path_});
   state->expect_log(testing::test_uuid);

@@ -36,7 +36,7 @@ CurrentFile::CurrentFile(const StateOptions& options,
                          std::function<void()> on_switch)
     : options_(options),
       on_switch_(std::move(on_switch)),
-      place_(options.path),
+      state_path_(options.path),
       directory_cache_(directory_cache) {
   register_fork_handler(this);
 }
@@ -129,12 +129,12 @@ std::shared_ptr<Mapping> CurrentFile::newest_mapping() {
 }
 
 // Returns the file that has taken the place of a superseded one, or nullopt if none has. Throws
-// Error(unavailable) if that cannot be found out: the read must not go on with data that may be
+// Error(unavailable) if that cannot be found out: the read must not continue with data that may be
 // old.
 std::optional<CurrentFile::FileVersion> CurrentFile::find_successor(const Mapping& mapping) const {
   if (!is_superseded(mapping)) return std::nullopt;
   try {
-    const std::optional<struct stat> status = place_.find();
+    const std::optional<struct stat> status = state_path_.find();
     if (!status || (status->st_ino == mapping.inode() && status->st_dev == mapping.device()))
       return std::nullopt;
     return FileVersion{status->st_dev, status->st_ino,
@@ -149,7 +149,7 @@ std::optional<CurrentFile::FileVersion> CurrentFile::find_successor(const Mappin
 // that this process cannot use.
 std::shared_ptr<Mapping> CurrentFile::open_successor(std::optional<Error>& error) {
   try {
-    FileDescriptor file = place_.open();
+    FileDescriptor file = state_path_.open();
     if (!file) return nullptr;
     StateFileResult result = use_state_file(std::move(file), options_);
     if (result.is_of_other_format)
@@ -188,7 +188,7 @@ bool CurrentFile::is_expected(const Uuid& log_uuid) const {
 // Opens what views of the file need while that is possible: later, the process may have other
 // rights or another root directory. If it is not possible, views try again.
 void CurrentFile::prepare_for_views(const Mapping& mapping) {
-  for (bool has_descriptor = true; has_descriptor; has_descriptor = place_.release_spare()) {
+  for (bool has_descriptor = true; has_descriptor; has_descriptor = state_path_.release_spare()) {
     try {
       mapping.pins();
       return;
@@ -263,7 +263,7 @@ void CurrentFile::unmap_retired() {
   }
   if (unmapped.empty()) return;
   unmapped.clear();
-  place_.keep_spares();
+  state_path_.keep_spares();
 }
 
 void CurrentFile::take_elapsed(std::list<RetiredMapping>& unmapped) noexcept {

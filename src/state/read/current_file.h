@@ -21,7 +21,7 @@
 #include "state/file/mapping.h"
 #include "state/file/state_info.h"
 #include "state/read/rcu.h"
-#include "state/read/state_place.h"
+#include "state/read/state_path.h"
 
 namespace whycache {
 
@@ -129,7 +129,7 @@ class CurrentFile final : public ForkHandler {
   struct FailedSearch {
     std::optional<FileVersion> file;  // nullopt: it was the present one
     std::int64_t at_ns;
-    std::optional<Error> error;  // if reads must not go on without it
+    std::optional<Error> error;  // if reads must not continue without it
   };
 
   std::optional<FileVersion> find_successor(const Mapping& mapping) const;
@@ -146,7 +146,7 @@ class CurrentFile final : public ForkHandler {
 
   const StateOptions& options_;
   const std::function<void()> on_switch_;
-  StatePlace place_;
+  StatePath state_path_;
   // Held from opening the file at the path until the switch to it: otherwise a slow thread would
   // switch back to a file that has been replaced since. Taken before switch_mutex_, and never while
   // waiting for a StateLock.

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cassert>
 #include <cerrno>
 #include <cstring>
 #include <utility>
@@ -194,7 +195,7 @@ void ChangeRingWriter::append(std::uint64_t state_id, const PublishedBlock& appl
     begin_again(state_id);
     throw;
   }
-  make_room(bytes);
+  drop_oldest_records(bytes);
   // Orders the store of the tail before the bytes that overwrite what was there. Pairs with the
   // acquire fence of a reader between its copy and its load of the tail.
   std::atomic_thread_fence(std::memory_order_release);
@@ -259,11 +260,12 @@ ChangeRingWriter::Continuation ChangeRingWriter::find_continuation(std::uint64_t
 }
 
 // Moves the tail past as many records as it takes. Drops them all if one is damaged.
-void ChangeRingWriter::make_room(std::uint64_t bytes) const {
+void ChangeRingWriter::drop_oldest_records(std::uint64_t bytes_needed) const {
+  assert(bytes_needed <= data_bytes_);  // else no record would be left, and the loop would not end
   const std::uint64_t head = header().head.load(std::memory_order_relaxed);
   std::uint64_t tail = header().tail.load(std::memory_order_relaxed);
   const std::uint64_t before = tail;
-  while (head - tail + bytes > data_bytes_) {
+  while (head - tail + bytes_needed > data_bytes_) {
     const std::optional<std::uint64_t> oldest = record_bytes_at(tail, head);
     tail = oldest ? tail + *oldest : head;
   }

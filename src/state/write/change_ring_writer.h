@@ -56,7 +56,7 @@ class ChangeRingWriter {
   Continuation find_continuation(std::uint64_t tail, std::uint64_t head,
                                  const PublishedBlock& applied, UpdateId id,
                                  std::string_view update) const;
-  void make_room(std::uint64_t bytes) const;
+  void drop_oldest_records(std::uint64_t bytes_needed) const;
   void allocate_up_to(std::uint64_t end);
   void copy_in(std::uint64_t position, std::string_view bytes) const;
   void copy_out(std::uint64_t position, void* to, std::size_t bytes) const;

@@ -1,4 +1,4 @@
-#include "state/read/state_place.h"
+#include "state/read/state_path.h"
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -22,12 +22,12 @@ bool is_spare(int descriptor) {
 
 }  // namespace
 
-StatePlace::StatePlace(std::string path) : path_(std::move(path)) {
+StatePath::StatePath(std::string path) : path_(std::move(path)) {
   if (::stat("/", &root_) != 0) root_ = {};
   keep_spares();
 }
 
-std::optional<struct stat> StatePlace::find() const {
+std::optional<struct stat> StatePath::find() const {
   struct stat status;
   if (::lstat(path_.c_str(), &status) == 0) return status;
   const int error = errno;
@@ -44,7 +44,7 @@ std::optional<struct stat> StatePlace::find() const {
   throw system_error("cannot look for state file", path_, error);
 }
 
-FileDescriptor StatePlace::open() {
+FileDescriptor StatePath::open() {
   // Nonblocking: the file may be a pipe.
   const auto try_to_open = [this] {
     return FileDescriptor(open_at_path(path_.c_str(), O_RDONLY | O_NONBLOCK | O_NOFOLLOW));
@@ -60,7 +60,7 @@ FileDescriptor StatePlace::open() {
   return file;
 }
 
-void StatePlace::keep_spares() noexcept {
+void StatePath::keep_spares() noexcept {
   for (std::atomic<int>& spare : spares_) {
     if (is_spare(spare.load(std::memory_order_relaxed))) continue;
     FileDescriptor file(
@@ -72,7 +72,7 @@ void StatePlace::keep_spares() noexcept {
   }
 }
 
-bool StatePlace::release_spare() noexcept {
+bool StatePath::release_spare() noexcept {
   for (std::atomic<int>& spare : spares_) {
     const int number = spare.exchange(-1, std::memory_order_acq_rel);
     if (is_spare(number) && ::close(number) == 0) return true;

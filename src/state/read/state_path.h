@@ -1,6 +1,6 @@
-// The place of a state file, for reads that look for the file's successor.
+// The path of a state file, for reads that look for the file's successor.
 //
-// A read must not go on with a file that was replaced because the process can no longer open the
+// A read must not continue with a file that was replaced because the process can no longer open the
 // new one. Two spare descriptors from the time of opening serve a process that has used up its own:
 // for the new file, and for its views. For everything else there is an error: no descriptor of a
 // directory is kept, by which a process could leave a chroot.
@@ -18,16 +18,16 @@
 namespace whycache {
 
 // Any thread may call any function at any time.
-class StatePlace {
+class StatePath {
  public:
   // `path` is absolute. Without descriptors to spare, there are none later.
-  explicit StatePlace(std::string path);
-  ~StatePlace() {
+  explicit StatePath(std::string path);
+  ~StatePath() {
     while (release_spare()) {
     }
   }
-  StatePlace(const StatePlace&) = delete;
-  StatePlace& operator=(const StatePlace&) = delete;
+  StatePath(const StatePath&) = delete;
+  StatePath& operator=(const StatePath&) = delete;
 
   // Returns the status of the file at the path, or nullopt if there is none. Throws Error if this
   // process cannot find out.
