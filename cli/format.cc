@@ -107,7 +107,7 @@ bool take(std::string_view& text, char byte) {
   return true;
 }
 
-// Takes ":MM" or ":SS" if the text goes on with a colon; 0 if it does not.
+// Takes ":MM" or ":SS" if the text continues with a colon; 0 if it does not.
 std::optional<int> take_optional_part(std::string_view& text) {
   return take(text, ':') ? take_digits(text, 2) : std::optional(0);
 }

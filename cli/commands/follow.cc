@@ -175,7 +175,7 @@ class Follower {
   }
 
   // Prints what changed, whichever process of this machine applied it. Values may have changed
-  // without a new id, or gone back, if the state was built again.
+  // without a new id, or reverted, if the state was built again.
   void report_progress() {
     const StateInfo info = CacheInternal::state(*cache_).info();
     if (info.state_id != seen_state_id_ || info.applied_id < last_printed_id_) {

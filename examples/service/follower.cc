@@ -34,7 +34,7 @@ void Follower::run(const std::stop_token& stop) {
   }
 }
 
-// Reports a failure when it begins and when it ends. Between these, reads go on with what this
+// Reports a failure when it begins and when it ends. Between these, reads continue with what this
 // machine has, and /health says how old that is, and why.
 void Follower::update(const std::stop_token& stop) {
   std::string error;

@@ -56,7 +56,7 @@ struct FeedChange {
 
 // A feed: an input range, for one loop. Use it from one thread at a time. The cache must stay where
 // it is, and open, as long as the feed exists. A feed holds no view and no lock while it waits, and
-// no writer waits for it. In a forked child it goes on where the parent's was.
+// no writer waits for it. In a forked child it continues where the parent's was.
 class WHYCACHE_API Changes {
  public:
   class FeedIterator {
@@ -95,7 +95,7 @@ class WHYCACHE_API Changes {
   //
   // Throws Error(unavailable) if the feed needs the log and it does not answer within
   // Options::deadline, Error(corrupt) if an update in the log is damaged or missing, and as the
-  // reads of the cache. A later call goes on where this one failed.
+  // reads of the cache. A later call continues where this one failed.
   [[nodiscard]] std::optional<FeedChange> next();
   // The same, but waits for `at_most`, if that is less.
   [[nodiscard]] std::optional<FeedChange> next(std::chrono::milliseconds at_most);

@@ -120,7 +120,7 @@ class WHYCACHE_API Log {
   // Until a thread has read it, all waits may return true.
   //
   // If this process cannot be woken, for lack of a descriptor for example, throws an Error once
-  // that says why. From then on notifies() returns false, and wait() sleeps. The default sleeps.
+  // that says why. Afterwards notifies() returns false, and wait() sleeps. The default sleeps.
   virtual bool wait(UpdateId after, std::chrono::nanoseconds at_most);
   // Returns whether the store wakes wait(). If it does not, the caller polls, at an interval that
   // follows the traffic. Does not block.

@@ -74,7 +74,7 @@ enum class OpenMode : std::uint8_t {
   // Opening throws only what no log can help: Error(invalid) for a wrong option, URL or state path,
   // and for a state that this process may not open; Error(limit) if descriptors, memory or disk
   // space are missing. A state that was copied from another machine, or is of a log of another
-  // name, is compared with the log all the same, up to the deadline; Error(corrupt) if it is of
+  // name, is compared with the log anyway, up to the deadline; Error(corrupt) if it is of
   // another log, and Error(unavailable) if it was copied and the log cannot tell.
   now
 };
@@ -89,7 +89,7 @@ struct FollowPace {
   std::chrono::nanoseconds interval_max = std::chrono::seconds(2);
   // For a log that does (Log::notifies). The follower then polls because it was told to, and at
   // this interval in case that was lost. Files and SQLite cannot tell of what another machine
-  // writes, and are polled at interval_max all the same.
+  // writes, and are polled at interval_max anyway.
   std::chrono::nanoseconds interval_max_notified = std::chrono::seconds(20);
 };
 

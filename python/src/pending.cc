@@ -242,7 +242,7 @@ PyMethodDef pending_methods[] = {
      "result($self, timeout=None, /)\n--\n\n"
      "Waits for the outcome and returns it, or raises what the call has raised. Raises "
      "TimeoutError\n"
-     "if it is not known after so many seconds; the call goes on, and may be asked again."},
+     "if it is not known after so many seconds; the call continues, and may be asked again."},
     {"stop", pending_stop, METH_NOARGS,
      "Makes a call that still waits give up. It then raises as if its deadline had passed."},
     {nullptr, nullptr, 0, nullptr}};

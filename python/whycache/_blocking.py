@@ -18,7 +18,7 @@ class Cache(Operations):
     """A cache on one log and one state of this machine.
 
     Any number of threads can use one object, any number of processes a state. It works in a child
-    after a fork, too. An interrupted write (KeyboardInterrupt) goes on; the exception's attribute
+    after a fork, too. An interrupted write (KeyboardInterrupt) continues; the exception's attribute
     `write` tells its outcome: write.result(timeout).
     """
 

@@ -79,7 +79,7 @@ class _Feed:
 class Changes(_Feed):
     """An iterator over changes. Waits for the next one, up to the deadline.
 
-    If a value cannot be decoded, raises DecodeError; the next call goes on with the next change.
+    If a value cannot be decoded, raises DecodeError; the next call continues with the next change.
     """
 
     def __iter__(self) -> "Changes":

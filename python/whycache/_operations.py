@@ -170,7 +170,7 @@ class Transaction:
             try:
                 value = self._view.get(key, ABSENT)
             except _whycache.DecodeError:
-                self._keys.add(key)  # the function may go on, because it found that
+                self._keys.add(key)  # the function may continue, because it found that
                 raise
             self._keys.add(key)
             if type(value) is memoryview:

@@ -47,7 +47,7 @@ def _running_side() -> _LoopSide:
 class Write(Coroutine[Any, Any, _T]):
     """A call that has been started: await it for its outcome, or give it to a task.
 
-    It goes on if the task that awaits it is cancelled. The CancelledError then has it as its
+    It continues if the task that awaits it is cancelled. The CancelledError then has it as its
     attribute `write`, and it can be awaited again.
     """
 
@@ -117,13 +117,13 @@ class Write(Coroutine[Any, Any, _T]):
             raise
 
     def close(self) -> None:
-        """Does nothing: what was started goes on."""
+        """Does nothing: what was started continues."""
 
 
 class Cache(Operations):
     """As whycache.Cache, for asyncio: what waits is awaitable, reads are as they are.
 
-    Writes begin when they are called, in this order, and go on if their task is cancelled. One
+    Writes begin when they are called, in this order, and continue if their task is cancelled. One
     object works in several event loops. Opening blocks; `await Cache.open(...)` does not.
     """
 

@@ -35,7 +35,7 @@ class ThreadEndKey {
   }
 
   // Creates the key while keys are left, and deletes it before the code of `release` is unloaded:
-  // from then on nothing is released.
+  // afterwards nothing is released.
   class Lifetime {
    public:
     explicit Lifetime(ThreadEndKey& key) : key_(key) {

@@ -380,7 +380,7 @@ class Cache::Impl {
     if (state_if_open() == nullptr) return;  // reopen() starts it
     try {
       context.follower.start();
-    } catch (const std::exception& error) {  // the call that created the context goes on
+    } catch (const std::exception& error) {  // the call that created the context continues
       try {
         context.session.report(Event::Kind::not_following, error.what());
       } catch (const std::bad_alloc&) {

@@ -262,7 +262,7 @@ void Session::note_log_success() noexcept {
     report(Event::Kind::reconnected,
            "log answers again: log=" + log.name() + " after_seconds=" +
                std::to_string(std::chrono::duration_cast<std::chrono::seconds>(*lasted).count()));
-  } catch (const std::bad_alloc&) {  // the call that the log has answered goes on
+  } catch (const std::bad_alloc&) {  // the call that the log has answered continues
   }
 }
 

@@ -545,7 +545,7 @@ std::exception_ptr WriteQueue::partial_failure(const std::exception_ptr& failure
 
 // Returns the batches behind the leader that go into its update. They have the same note, and a
 // deadline that is not before the leader's: a batch in a group cannot give up. Therefore a batch
-// whose caller may request a stop goes alone. So does one that counts the keys that its call
+// whose caller may request a stop is appended alone. So does one that counts the keys that its call
 // erases.
 std::vector<WriteQueue::QueuedBatch*> WriteQueue::build_group(QueuedBatch& leader) {
   const MutexLock lock(mutex_);

@@ -1,4 +1,4 @@
-// An attempt to connect to a database server that goes on while its caller gives up, so that the
+// An attempt to connect to a database server that continues when its caller gives up, so that the
 // next call can use it.
 #pragma once
 

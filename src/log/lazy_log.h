@@ -77,7 +77,7 @@ class LazyLog final : public Log {
   const Open open_;
   Log* const fallback_;
   TimedMutex mutex_;
-  // Opening goes on while a call gives up, so that a later call finds the log open.
+  // Opening continues when a call gives up, so that a later call finds the log open.
   std::optional<BackgroundCall<std::unique_ptr<Log>>> opening_ WHYCACHE_GUARDED_BY(mutex_);
   std::unique_ptr<Log> opened_ WHYCACHE_GUARDED_BY(mutex_);
   // The log that calls are forwarded to; null while none is open. log() stores it once, under the

@@ -120,7 +120,7 @@ class RedisConnection {
 using RedisConnectionAttempt = ConnectionAttempt<RedisConnection>;
 
 // Returns a new connection, or nullptr if there is none when the deadline passes; `attempt` is then
-// an attempt that goes on. Otherwise as the constructor.
+// an attempt that continues. Otherwise as the constructor.
 std::unique_ptr<RedisConnection> connect_redis(const RedisServer& server,
                                                std::chrono::milliseconds timeout,
                                                const Deadline& deadline,

@@ -43,7 +43,7 @@ namespace {
 
 constexpr int point_read_attempts_max = 4;
 // How long an opening that does not wait for others waits for those of an earlier version to let go
-// of their lock file. Without one of its own, it could not go on.
+// of their lock file. Without one of its own, it could not continue.
 constexpr std::chrono::milliseconds upgrade_time_if_not_waiting{100};
 
 // Returns the mode of the lock file: only those who may write to the state can open it, for

@@ -237,7 +237,7 @@ class State {
                const Deadline& deadline = default_deadline(),
                const std::optional<Uuid>& other_log = std::nullopt) const;
   // Removes the file, to make room for one that is being built, if no other process and no view of
-  // this one has it open. Returns whether it did. Reads throw Error(unavailable) from then on,
+  // this one has it open. Returns whether it did. Reads then throw Error(unavailable),
   // until another file is installed.
   bool remove_if_unused(const Deadline& deadline) const;
   // Switches to the file that replaced ours, if there is one. Reads do this by themselves.

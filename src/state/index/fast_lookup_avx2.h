@@ -173,7 +173,7 @@ WHYCACHE_INLINE_AVX2 FastResult fast_look_up(const DirectoryCache& cache, const 
   // Loaded again, which takes one instruction.
   std::uint16_t value_bytes;
   std::memcpy(&value_bytes, entry + EntryWord::value_bytes_shift / 8, sizeof value_bytes);
-  // Hidden, so that the compiler never loads it a third time: it may have changed by then.
+  // Hidden, so that the compiler never loads it a third time: it may have changed.
   value = {entry, key_in_entry, hide_from_optimizer(std::uint64_t{value_bytes})};
   return FastResult::found;
 }
@@ -280,7 +280,7 @@ WHYCACHE_INLINE_AVX2 FastResult fast_look_up_any_size(const DirectoryCache& cach
     return FastResult::undecided;
   std::uint16_t value_bytes;
   std::memcpy(&value_bytes, entry + EntryWord::value_bytes_shift / 8, sizeof value_bytes);
-  // Hidden, so that the compiler never loads it a third time: it may have changed by then.
+  // Hidden, so that the compiler never loads it a third time: it may have changed.
   value = {entry, key_in_entry, hide_from_optimizer(std::uint64_t{value_bytes})};
   return FastResult::found;
 }

@@ -254,7 +254,7 @@ void Allocator::grow(std::uint64_t segments_wanted) {
   }
   mapping_.set_usable_bytes((count + added) * segment_bytes);
   // Release: pairs with the acquire loads of readers that found an offset beyond what they know.
-  // The blocks are allocated by then.
+  // The blocks are allocated already.
   header().file_bytes.store((count + added) * segment_bytes, std::memory_order_release);
   state.segment_count = static_cast<std::uint32_t>(count + added);
   // From the end, so that the free list starts with the lowest number.
