@@ -12,6 +12,7 @@
 #include <string>
 
 #include "support/child_process.h"
+#include "support/sanitizers.h"
 #include "support/temporary_directory.h"
 #include "support/thrown_error.h"
 
@@ -211,9 +212,7 @@ TEST_F(File, descriptor_never_has_the_number_of_a_standard_stream) {
 }
 
 TEST_F(File, open_without_descriptor_besides_standard_streams_gives_limit) {
-#if defined(__SANITIZE_ADDRESS__)
-  GTEST_SKIP() << "NOT TESTED: the sanitizer waits for a descriptor when an exception is thrown";
-#endif
+  SKIP_WITHOUT_SPARE_DESCRIPTOR();
   write_file("file", "x");
   EXPECT_EQ(testing::run_in_child([&]() -> std::string {
               ::close(STDIN_FILENO);

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "support/child_process.h"
+#include "support/sanitizers.h"
 #include "support/temporary_directory.h"
 
 namespace whycache::testing {
@@ -148,9 +149,7 @@ TEST_F(FileWatchTest, descriptors_are_closed_with_the_watch) {
 }
 
 TEST_F(FileWatchTest, missing_descriptors_are_an_error_that_names_the_limit) {
-#if defined(__SANITIZE_ADDRESS__)
-  GTEST_SKIP() << "NOT TESTED: the sanitizer needs a descriptor to look at an exception";
-#endif
+  SKIP_WITHOUT_SPARE_DESCRIPTOR();
   struct rlimit limit {};
   ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &limit), 0);
   EXPECT_EQ(run_in_child([&]() -> std::string {

@@ -22,6 +22,7 @@
 #include "log/forwarding_log.h"
 #include "state/file/state_lock.h"
 #include "state/state.h"
+#include "support/sanitizers.h"
 
 namespace whycache::testing {
 namespace {
@@ -233,6 +234,7 @@ TEST(BackgroundFollower, another_process_takes_over_within_a_second_of_a_kill) {
 }
 
 TEST(BackgroundFollower, forked_child_follows_once_it_uses_the_log_and_outlives_its_parent) {
+  SKIP_WITHOUT_THREADS_IN_CHILD();
   Fleet fleet("sqlite");
   Cache writer = fleet.open("writer");
   writer.set("key", "1");
@@ -374,6 +376,7 @@ TEST(BackgroundFollower, state_that_becomes_unusable_during_a_wait_is_not_report
 
 // A log that notifies, while nothing happens: no thread of the process runs.
 TEST(BackgroundFollower, idle_follower_makes_no_context_switches) {
+  SKIP_IF_OTHER_THREADS_SWITCH();
   Fleet fleet;
   Cache reader = fleet.open("reader", following());
   reader.set("key", "1");

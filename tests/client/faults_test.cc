@@ -463,7 +463,7 @@ TEST_F(Faults, idle_writer_and_follower_map_state_read_only) {
     EXPECT_EQ(writable_mappings_of(cache.state_path()), 1);
   };
   write_until_mapping_is_kept();
-  std::this_thread::sleep_for(milliseconds(30));
+  std::this_thread::sleep_for(milliseconds(130));
   cache.update({.staleness_max = std::chrono::minutes(1)});
   EXPECT_TRUE(all_read_only(cache));
   // A follower never maps the state writable.

@@ -18,6 +18,7 @@
 #include "base/process_lock.h"
 #include "client/fleet.h"
 #include "support/child_process.h"
+#include "support/sanitizers.h"
 #include "support/seed.h"
 
 namespace whycache::testing {
@@ -188,10 +189,7 @@ TEST_P(Processes, cache_opened_before_fork_works_in_both_processes) {
 }
 
 TEST_P(Processes, fork_during_writes_leaves_child_unblocked) {
-#if defined(__SANITIZE_THREAD__)
-  GTEST_SKIP() << "NOT TESTED: ThreadSanitizer cannot start a thread in a child whose parent had "
-                  "threads";
-#endif
+  SKIP_WITHOUT_THREADS_IN_CHILD();
   Cache cache = fleet.open("berlin");
   std::atomic<bool> end{false};
   std::vector<std::thread> threads;

@@ -23,6 +23,7 @@
 #include "client/fleet.h"
 #include "state/file/applied_wait.h"
 #include "state/state.h"
+#include "support/sanitizers.h"
 
 namespace whycache::testing {
 namespace {
@@ -241,6 +242,7 @@ TEST_F(WaitTest, waits_for_a_state_where_there_is_none) {
 }
 
 TEST_F(WaitTest, works_in_a_forked_child_while_the_parent_waits) {
+  SKIP_WITHOUT_THREADS_IN_CHILD();
   const UpdateId id = cache.set("key", "value");
   std::thread waiter([&] { EXPECT_EQ(cache.wait(id, {.deadline = seconds(60)}), id + 1); });
   std::this_thread::sleep_for(milliseconds(30));
@@ -259,6 +261,7 @@ TEST_F(WaitTest, works_in_a_forked_child_while_the_parent_waits) {
 
 // A thread of the parent that sleeps keeps the file mapped; the child does not have the thread.
 TEST_F(WaitTest, forked_child_releases_file_that_parent_thread_waits_in) {
+  SKIP_WITHOUT_THREADS_IN_CHILD();
   const UpdateId id = cache.set("key", "value");
   std::stop_source stop;
   std::thread waiter([&] { cache.wait(id, {.stop = stop.get_token()}); });
@@ -303,6 +306,7 @@ TEST_F(WaitTest, attached_cache_is_woken_by_awaited_update) {
 // --- notify_fd() ---
 
 TEST_F(WaitTest, descriptor_is_readable_once_an_update_was_applied_by_another_process) {
+  SKIP_WITHOUT_THREADS_IN_CHILD();
   cache.set("key", "value");
   const int descriptor = cache.notify_fd();
   EXPECT_FALSE(is_readable(descriptor, milliseconds(50)));
@@ -358,6 +362,7 @@ TEST_F(WaitTest, descriptors_and_threads_end_with_the_cache) {
 }
 
 TEST_F(WaitTest, idle_descriptor_costs_no_context_switches) {
+  SKIP_IF_OTHER_THREADS_SWITCH();
   const int descriptor = cache.notify_fd();
   EXPECT_FALSE(is_readable(descriptor, milliseconds(50)));
   struct rusage before {};

@@ -13,6 +13,7 @@
 
 #include "log/mysql_test_support.h"
 #include "log/root_tests.h"
+#include "support/sanitizers.h"
 
 namespace whycache {
 namespace {
@@ -44,10 +45,8 @@ TEST_F(MysqlLogFork, forked_child_must_reopen_log) {
 }
 
 TEST_F(MysqlLogFork, forks_during_appends_lose_nothing) {
-#if defined(__SANITIZE_THREAD__)
-  GTEST_SKIP() << "NOT TESTED: ThreadSanitizer cannot start a thread in a child whose parent had "
-                  "threads";
-#elif defined(__SANITIZE_ADDRESS__)
+  SKIP_WITHOUT_THREADS_IN_CHILD();
+#if defined(__SANITIZE_ADDRESS__)
   GTEST_SKIP() << "NOT TESTED: a child inherits the locks of AddressSanitizer's allocator as other "
                   "threads held them";
 #endif

@@ -13,6 +13,7 @@
 #include "log/file_log.h"
 #include "log/stores.h"
 #include "support/child_process.h"
+#include "support/sanitizers.h"
 
 namespace whycache::testing {
 namespace {
@@ -22,9 +23,7 @@ using std::chrono::seconds;
 using std::chrono::steady_clock;
 
 TEST(UpdateWatch, log_without_descriptors_for_a_watch_reports_once_and_polls) {
-#if defined(__SANITIZE_ADDRESS__)
-  GTEST_SKIP() << "NOT TESTED: the sanitizer needs a descriptor to look at an exception";
-#endif
+  SKIP_WITHOUT_SPARE_DESCRIPTOR();
   FileStore store;
   const std::unique_ptr<FileLog> log = store.open("default");
   EXPECT_EQ(run_in_child([&]() -> std::string {
