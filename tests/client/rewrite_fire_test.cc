@@ -250,12 +250,11 @@ class ProcessRewriters {
 
 // --- The memory log belongs to one process, so its rewriters are threads that crash at a call. ---
 
-struct SimulatedCrash {};
-
+// From the crash on it does nothing, and throws what no caller retries.
 class CrashingLog final : public ForwardingLog {
  public:
-  CrashingLog(std::unique_ptr<Log> log, std::uint64_t kill_step)
-      : ForwardingLog(std::move(log)), steps_left_(kill_step) {}
+  CrashingLog(std::unique_ptr<Log> log, std::uint64_t kill_step, bool& has_crashed)
+      : ForwardingLog(std::move(log)), steps_left_(kill_step), has_crashed_(has_crashed) {}
 
   Extent extent() override {
     step();
@@ -291,12 +290,16 @@ class CrashingLog final : public ForwardingLog {
 
  private:
   void step() {
-    if (steps_left_ == 0) throw SimulatedCrash();
+    if (steps_left_ == 0) {
+      has_crashed_ = true;
+      throw LogError(ErrorKind::invalid, "the rewriter has crashed");
+    }
     --steps_left_;
     std::this_thread::yield();
   }
 
   std::uint64_t steps_left_;
+  bool& has_crashed_;
 };
 
 class ThreadRewriters {
@@ -317,10 +320,12 @@ class ThreadRewriters {
           Options options;
           options.state_path = directory_ + "/rewriter " + std::to_string(i);
           options.any_file_system = true;
-          Cache cache(std::make_unique<CrashingLog>(truth.store().open(), kill_steps[i]), options);
+          Cache cache(
+              std::make_unique<CrashingLog>(truth.store().open(), kill_steps[i], crashed[i]),
+              options);
           rewrite_despite_failures(cache, limits[i]);
-        } catch (const SimulatedCrash&) {
-          crashed[i] = true;
+        } catch (const Error&) {
+          if (!crashed[i]) throw;
         }
       });
     }
