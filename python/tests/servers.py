@@ -18,9 +18,11 @@ def mariadb(directory: pathlib.Path) -> Iterator[int]:
     directory.mkdir(exist_ok=True)
     # Of another user, the server could not reach the directory: pytest keeps its own to itself.
     user = ["--user=root"] if os.getuid() == 0 else []
-    subprocess.run(["mariadb-install-db", "--no-defaults", *user, f"--datadir={directory}/data",
-                    "--auth-root-authentication-method=normal", "--skip-test-db"],
-                   check=True, capture_output=True)
+    installed = subprocess.run(
+        ["mariadb-install-db", "--no-defaults", *user, f"--datadir={directory}/data",
+         "--auth-root-authentication-method=normal", "--skip-test-db"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert installed.returncode == 0, installed.stdout
     port = free_port()
     socket_path = directory / "s.sock"
     server = subprocess.Popen(

@@ -182,7 +182,7 @@ def test_command_line_imports(original, tmp_path, program):
     refused = run(source)
     assert refused.returncode == 2 and "keys=1" in refused.stderr
     done = run(source, "--skip-unsupported")
-    assert done.returncode == 0 and "1 items of 1 updates" in done.stdout
+    assert done.returncode == 0 and "1 item of 1 update" in done.stdout
     assert "skipped: key=" in done.stderr
     assert run(source, "--skip-unsupported").returncode != 0
     with whycache.Cache(log, state_path=state) as cache:

@@ -90,7 +90,9 @@ def _import_original(cache: whycache.Cache, arguments: argparse.Namespace) -> in
     result = import_original(arguments.source, cache, skip_unsupported=arguments.skip_unsupported)
     for key, reason in result.skipped.items():
         print(f"whycache: skipped: key={key!r}: {reason}", file=sys.stderr)
-    print(f"{result.items} items of {result.updates_read} updates")
+    items = "item" if result.items == 1 else "items"
+    updates = "update" if result.updates_read == 1 else "updates"
+    print(f"{result.items} {items} of {result.updates_read} {updates}")
     return 0
 
 
