@@ -51,13 +51,15 @@ async def use(cache: aio.Cache) -> int:
 
 
 cache.set("text", 1)
+whycache.Caches("memory:")
 """)
     code, output = run("mypy", "--strict", "--cache-dir", tmp_path / "cache", "user_code.py",
                        cwd=tmp_path)
     assert code == 1
     assert output.splitlines()[:-1] == [
         'user_code.py:19: error: Argument 1 to "set" of "Cache" has incompatible type "str"; '
-        'expected "bytes"  [arg-type]']
+        'expected "bytes"  [arg-type]',
+        'user_code.py:20: error: Module has no attribute "Caches"; maybe "Cache"?  [attr-defined]']
 
 
 def test_methods_have_docstrings_and_signatures():

@@ -13,9 +13,8 @@ speed, in a state that all processes of the machine share, whatever their langua
 """
 
 import importlib as _importlib
+import typing as _typing
 from collections.abc import Mapping as _Mapping
-from typing import TYPE_CHECKING as _TYPE_CHECKING
-from typing import Any as _Any
 
 from whycache._blocking import Cache
 from whycache._changes import Changes, FeedChange
@@ -46,20 +45,21 @@ from whycache._whycache import (
     encode_value,
 )
 
-if _TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
     from whycache import aio as aio
     from whycache import original as original
     from whycache import testing as testing
+else:  # a type checker would take every name for one that this function knows
+
+    def __getattr__(name):
+        # Imported when they are first used: asyncio takes memory that other programs do not need.
+        if name in ("aio", "original", "testing"):
+            return _importlib.import_module(f"whycache.{name}")
+        raise AttributeError(f"module 'whycache' has no attribute {name!r}")
+
 
 _Mapping.register(Cache)
 _Mapping.register(View)
-
-
-def __getattr__(name: str) -> _Any:
-    # Imported when they are first used: asyncio takes memory that other programs do not need.
-    if name in ("aio", "original", "testing"):
-        return _importlib.import_module(f"whycache.{name}")
-    raise AttributeError(f"module 'whycache' has no attribute {name!r}")
 
 
 __all__ = [
