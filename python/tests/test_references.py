@@ -38,7 +38,9 @@ def check(function, *objects, calls=CALLS):
     gc.collect()
     assert [sys.getrefcount(thing) for thing in objects] == counts
     grown = [sys.getrefcount(thing) - count for thing, count in zip(SHARED, shared, strict=True)]
-    assert max(map(abs, grown)) < 500, dict(zip(map(repr, SHARED), grown, strict=True))
+    # Other threads of the process change some of these counts meanwhile.
+    limit = min(500, calls / 2)
+    assert max(map(abs, grown)) < limit, dict(zip(map(repr, SHARED), grown, strict=True))
     if COUNTS_BLOCKS:
         assert abs(sys.getallocatedblocks() - blocks) < 500
         assert own_kib() - before < 2048
@@ -78,6 +80,12 @@ def test_check_finds_what_one_call_of_a_thousand_keeps():
     for kind in (lambda: thing, *([lambda: None, object] if COUNTS_BLOCKS else [])):
         with pytest.raises(AssertionError):
             check(lambda kind=kind: keep(kind), thing)
+
+
+def test_check_finds_what_each_of_few_calls_keeps():
+    kept = []
+    with pytest.raises(AssertionError):
+        check(lambda: kept.append(None), calls=40)
 
 
 KEY, LONG, TYPED, TEXT = (b"bytes-key-000001", b"bytes-key-000002", b"typed-key-000001",
