@@ -15,6 +15,14 @@ def blocks_of(document: str) -> list[str]:
     return re.findall(r"^```python(?: test)?\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.parametrize("document", ["docs/python.md", "README.md"])
+def test_every_block_in_python_is_run(document):
+    text = (ROOT / document).read_text()
+    blocks = re.findall(r"^[ \t>]*(?:```+|~~~+)[ \t]*py.*$", text, re.MULTILINE | re.IGNORECASE)
+    programs = re.findall(r"^```python \w+\.py$", text, re.MULTILINE)
+    assert len(blocks_of(document)) + len(programs) == len(blocks), blocks
+
+
 def run_blocks(document: str, tmp_path: pathlib.Path) -> dict[str, object]:
     """Runs the blocks of a document in order. /var/lib becomes a temporary directory."""
     (tmp_path / "other").mkdir()
