@@ -14,6 +14,7 @@ import urllib.request
 
 import pytest
 import servers
+from sanitizer import SLOWNESS
 
 import whycache
 
@@ -58,7 +59,7 @@ def running(directory, *command):
     finally:
         server.terminate()
         try:
-            server.wait(30)
+            server.wait(30 * SLOWNESS)
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
@@ -66,12 +67,12 @@ def running(directory, *command):
 
 
 def limit_of(port):
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/limit", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/limit", timeout=10 * SLOWNESS) as answer:
         return json.loads(answer.read())["limit"]
 
 
 def wait_for(limit, read, server, log):
-    end = time.monotonic() + 60
+    end = time.monotonic() + 60 * SLOWNESS
     while True:
         with contextlib.suppress(OSError):
             if read() == limit:
@@ -104,13 +105,10 @@ def test_web_server_shows_what_another_machine_wrote(name, recipes, other_machin
 def test_celery_tasks_see_what_another_machine_wrote(recipes, other_machine, tmp_path):
     if shutil.which("redis-server") is None:
         pytest.skip("NOT TESTED: no redis-server")
-    port = servers.free_port()
-    program = recipes / "celery_app.py"
-    program.write_text(program.read_text().replace("redis://localhost",
-                                                   f"redis://127.0.0.1:{port}"))
-    redis = subprocess.Popen(["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save",
-                              "", "--dir", tmp_path], stdout=subprocess.DEVNULL)
-    try:
+    with servers.redis(tmp_path) as port:
+        program = recipes / "celery_app.py"
+        program.write_text(program.read_text().replace("redis://localhost",
+                                                       f"redis://127.0.0.1:{port}"))
         with running(recipes, "celery", "--app", "celery_app", "worker", "--concurrency", "2",
                      "--loglevel", "warning") as (worker, log):
             spec = importlib.util.spec_from_file_location("celery_app", program)
@@ -119,15 +117,12 @@ def test_celery_tasks_see_what_another_machine_wrote(recipes, other_machine, tmp
             module.flags.close()  # the worker reads
 
             def ask():
-                return module.limit.delay().get(timeout=60)
+                return module.limit.delay().get(timeout=60 * SLOWNESS)
 
             wait_for(1, ask, worker, log)
             other_machine.set(b"limit", 2)
             wait_for(2, ask, worker, log)
             module.app.close()
-    finally:
-        redis.terminate()
-        redis.wait()
 
 
 def test_every_recipe_is_run():

@@ -10,6 +10,7 @@ import urllib.request
 
 import pytest
 import servers
+from sanitizer import SLOWNESS
 
 import whycache
 
@@ -47,12 +48,12 @@ SERVERS = {
 
 
 def _get(port: int, path: str) -> list[int]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10 * SLOWNESS) as answer:
         return [int(word) for word in answer.read().split()]
 
 
 def _get_when_up(port: int, path: str, server: subprocess.Popen, log: pathlib.Path) -> list[int]:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 30 * SLOWNESS
     while True:
         try:
             return _get(port, path)
@@ -83,7 +84,7 @@ def test_workers_read_and_write_while_others_are_killed(name, url, state, tmp_pa
     finally:
         server.terminate()
         try:
-            server.wait(15)
+            server.wait(15 * SLOWNESS)
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
