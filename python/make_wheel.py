@@ -86,19 +86,32 @@ def build_wheel(python: pathlib.Path, sdist: pathlib.Path, directory: pathlib.Pa
     return next(raw.glob("*.whl"))
 
 
-# For the kinds of authentication that MySQL and MariaDB offer, beside the built-in one.
-MYSQL_PLUGINS = ("caching_sha2_password.so", "client_ed25519.so", "sha256_password.so")
+# How a user proves who it is, beside the built-in way: by a password, also one that the server
+# passes on to PAM, LDAP or a cloud's own service. Not by GSSAPI, which needs a Kerberos of its own.
+MYSQL_PLUGINS = ("caching_sha2_password.so", "client_ed25519.so", "dialog.so",
+                 "mysql_clear_password.so", "sha256_password.so")
+
+
+def links_libmariadb(module: pathlib.Path) -> bool:
+    needed = subprocess.run(["readelf", "--dynamic", module], check=True, capture_output=True,
+                            text=True).stdout
+    return "[libmariadb" in needed
 
 
 def add_mysql_plugins(python: pathlib.Path, raw: pathlib.Path, directory: pathlib.Path
                       ) -> pathlib.Path:
-    """Adds what libmariadb loads while it connects, where src/log/mysql_connection.cc looks."""
-    plugins = subprocess.run(["mariadb_config", "--plugindir"], check=True, capture_output=True,
-                             text=True).stdout.strip()
+    """Adds what libmariadb loads while it connects, where src/log/mysql_connection.cc looks.
+
+    Without libmariadb, the wheel stays as it is.
+    """
     unpacked = directory / "with_plugins"
     shutil.rmtree(unpacked, ignore_errors=True)
     run(python, "-m", "wheel", "unpack", "--dest", unpacked, raw)
     root = next(unpacked.iterdir())
+    if not links_libmariadb(next((root / "whycache").glob("_whycache.*.so"))):
+        return raw
+    plugins = subprocess.run(["mariadb_config", "--plugindir"], check=True, capture_output=True,
+                             text=True).stdout.strip()
     target = root / "whycache" / "mysql_plugins"
     target.mkdir()
     for name in MYSQL_PLUGINS:
@@ -142,8 +155,8 @@ def add_licences(python: pathlib.Path, wheel: pathlib.Path, directory: pathlib.P
     shutil.copy(PROJECT / "LICENSE", licences / "LICENSE")
     lines = ["# Bundled in this wheel", "", "| file | Debian package | version |", "|---|---|---|"]
     packages = {}
-    for library in sorted([*(root / "whycache.libs").iterdir(),
-                           *(root / "whycache" / "mysql_plugins").iterdir()]):
+    for library in sorted([*root.glob("whycache.libs/*"),
+                           *root.glob("whycache/mysql_plugins/*")]):
         package, version = package_of(library.name)
         packages[package] = version
         lines.append(f"| {library.name} | {package} | {version} |")
@@ -168,7 +181,8 @@ def check_wheel(wheel: pathlib.Path) -> None:
     """Prints what the wheel holds, and fails if the module needs what it must not."""
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-    for needed in ("whycache/py.typed", "whycache/_whycache.pyi", "BUNDLED.md", *MYSQL_PLUGINS):
+    plugins = MYSQL_PLUGINS if any("/libmariadb" in name for name in names) else ()
+    for needed in ("whycache/py.typed", "whycache/_whycache.pyi", "BUNDLED.md", *plugins):
         if not any(name.endswith(needed) for name in names):
             raise SystemExit(f"the wheel lacks {needed}")
     print(wheel)

@@ -49,6 +49,13 @@ for scheme in ("memcached", "redis"):  # whose libraries the wheel does not have
         assert "built without" in str(error)
     else:
         raise AssertionError(scheme)
+import ctypes
+import pathlib
+plugins = sorted(pathlib.Path(whycache.__file__).parent.glob("mysql_plugins/*"))
+assert {plugin.stem for plugin in plugins} == {
+    "caching_sha2_password", "client_ed25519", "dialog", "mysql_clear_password", "sha256_password"}
+for plugin in plugins:  # needs no library that the wheel lacks, and is a plugin
+    ctypes.CDLL(str(plugin))._mysql_client_plugin_declaration_
 mysql = os.environ.get("TEST_MYSQL")
 if mysql:
     with whycache.Cache(mysql, state_path="/data/mysql.state") as cache:
