@@ -498,7 +498,7 @@ bool is_ascii(std::string_view text) {
 }
 
 // A word at a time: the read has just stored these bytes, 16 or 32 at once. A load that needs two
-// of these stores would wait until both have reached the cache.
+// of these stores waits until both have reached the cache; of short loads, fewer do.
 void copy_words(char* to, std::string_view text) {
   constexpr std::size_t word_bytes = sizeof(std::uint64_t);
   if (text.size() < word_bytes) {
