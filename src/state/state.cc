@@ -811,10 +811,8 @@ ReadOutcome State::read_once(std::string_view key, const Take& take) const noexc
   // The slow path renews the directory cache, and asks the owner while fast reads are disabled,
   // when it is that of no file.
   const DirectoryCache* const cache = directory_cache_.load(std::memory_order_acquire);
-  if (cache != mapping->last_directory_cache() ||
-      cache->directory != mapping->header().index_directory.load(std::memory_order_acquire))
-    return ReadOutcome::retry;
-  const ReadOutcome outcome = try_point_read(*mapping, key, take);
+  if (cache != mapping->last_directory_cache()) return ReadOutcome::retry;
+  const ReadOutcome outcome = try_point_read(*mapping, MappedBytes(*mapping, *cache), key, take);
   if (outcome == ReadOutcome::not_found) record_miss();
   return outcome;
 }
@@ -833,8 +831,9 @@ bool State::slow_read(std::string_view key, Sink sink) const {
     const ReadSection reading;
     const Mapping* const mapping = impl_->current_file.unowned_mapping();
     for (int tries = 0; mapping != nullptr && tries < point_read_attempts_max; ++tries) {
-      outcome = try_point_read(
-          *mapping, key, [&](std::string_view value) { sink.take_any(*mapping, key, value); });
+      outcome = try_point_read(*mapping, MappedBytes(*mapping), key, [&](std::string_view value) {
+        sink.take_any(*mapping, key, value);
+      });
       if (mapping->last_directory_cache() != directory_cache_.load(std::memory_order_relaxed))
         impl_->current_file.refresh_directory_cache(*mapping);
       if (outcome != ReadOutcome::retry) return;

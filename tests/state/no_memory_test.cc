@@ -136,6 +136,33 @@ TEST(NoMemory, another_state_that_is_read_while_memory_is_allocated_changes_noth
   }
 }
 
+// Another part of the process may learn that the file has grown, before a read does.
+TEST(NoMemory, try_read_of_file_that_has_grown_takes_no_memory) {
+  const TemporaryDirectory directory("/dev/shm");
+  TestState writer(directory.file("a.state"));
+  const std::string key(300, 'k');  // too long for the fast path
+  writer.apply({{key, "value"}});
+  const TestState reader(directory.file("a.state"));
+  ASSERT_EQ(reader.get(key), "value");
+  ASSERT_EQ(reader->try_contains(key), true);
+  for (int i = 0; i < 100; ++i)
+    writer.apply({{"filling" + std::to_string(i), std::string(100'000, 'f')}});
+
+  reader->inspect();  // asks for the size
+  EntryVersion version;
+  testing::allocations_keep_failing = true;
+  testing::allocations_until_failure = 1;
+  const std::optional<bool> contains = reader->try_contains(key);
+  const std::optional<bool> has_version = reader->try_find_version(key, version);
+  testing::allocations_until_failure = 0;
+  testing::allocations_keep_failing = false;
+
+  EXPECT_EQ(contains, std::nullopt);
+  EXPECT_EQ(has_version, std::nullopt);
+  EXPECT_EQ(reader.get(key), "value");
+  EXPECT_EQ(reader->try_contains(key), true);
+}
+
 TEST(NoMemory, first_read_of_a_thread_throws_and_does_not_abort) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   GTEST_SKIP() << "sanitizers have an allocator of their own";

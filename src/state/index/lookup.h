@@ -82,6 +82,11 @@ class MappedBytes {
  public:
   explicit MappedBytes(const Mapping& mapping)
       : mapping_(mapping), base_(mapping.base()), usable_bytes_(mapping.usable_bytes()) {}
+  // Finds index pages by `only` alone, and none if it is not the present one: to create another
+  // takes memory.
+  MappedBytes(const Mapping& mapping, const DirectoryCache& only) : MappedBytes(mapping) {
+    only_directory_cache_ = &only;
+  }
 
   bool contains(std::uint64_t offset, std::uint64_t bytes) const {
     return offset <= usable_bytes_ && bytes <= usable_bytes_ - offset;
@@ -90,8 +95,11 @@ class MappedBytes {
   const T* at(std::uint64_t offset) const {
     return reinterpret_cast<const T*>(base_ + offset);
   }
+  // Returns nullptr if there is none.
   const DirectoryCache* directory_cache(std::uint64_t directory) const {
-    return mapping_.directory_cache(directory);
+    if (only_directory_cache_ == nullptr) return mapping_.directory_cache(directory);
+    return only_directory_cache_->matches(directory, usable_bytes_) ? only_directory_cache_
+                                                                    : nullptr;
   }
   bool contains_index_page(std::uint64_t offset) const {
     return offset <= usable_bytes_ - segment_bytes;
@@ -124,6 +132,7 @@ class MappedBytes {
   const Mapping& mapping_;
   const std::byte* base_;
   std::uint64_t usable_bytes_;
+  const DirectoryCache* only_directory_cache_ = nullptr;
 };
 
 // Returns the index page of a hash, or null if the directory cannot be right. This is the first of
@@ -502,14 +511,15 @@ class OptimisticRead {
 static_assert(superseded_bit == std::uint64_t{1} << 63);
 
 // Attempts one read on the slow path. Calls `use(value)` while the value may still prove torn: it
-// may copy the value, but must not act on it until this returns found.
+// may copy the value, but must not act on it until this returns found. `bytes` are those of the
+// mapping.
 template <typename Use>
-ReadOutcome try_point_read(const Mapping& mapping, std::string_view key, const Use& use) {
+ReadOutcome try_point_read(const Mapping& mapping, const MappedBytes& bytes, std::string_view key,
+                           const Use& use) {
   const Header& header = mapping.header();
   const OptimisticRead read(header);
   if (read.superseded()) return ReadOutcome::superseded;
   const UpdateId id = header.applied_id.load(std::memory_order_acquire);
-  const MappedBytes bytes(mapping);
   const std::uint64_t hash = mapping.hash_of(key);
   const IndexWord* page =
       find_index_page(bytes, header.index_directory.load(std::memory_order_acquire), hash);
