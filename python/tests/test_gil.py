@@ -66,6 +66,7 @@ HOLDING = {
     "get_multi": lambda cache, view: cache.get_multi(MANY_KEYS[:32]),
     "view.get": lambda cache, view: view.get(LONG),
     "version_stamp": lambda cache, view: cache.version_stamp(KEY),
+    "version_stamp of a long value": lambda cache, view: cache.version_stamp(LONG),
     "update within its bound": lambda cache, view: cache.update(staleness_max=3600),
 }
 RELEASING = {

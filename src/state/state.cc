@@ -496,7 +496,7 @@ struct State::CopyToBuffer {
   [[gnu::noinline]] static bool try_slowly(const State& state, std::string_view key,
                                            ValueBuffer& target) {
     bool is_copied = false;
-    const ReadOutcome outcome = state.read_once(key, [&](std::string_view value) {
+    const ReadOutcome outcome = state.read_once(key, [&](const Mapping&, std::string_view value) {
       if (value.size() > target.bytes_max) return;
       if (value.size() != target.bytes && !target.resize(target, value.size())) return;
       std::memcpy(target.data, value.data(), value.size());
@@ -568,7 +568,7 @@ struct State::TryPresence {
     return read_slowly(state, key);  // never called: take() accepts every value
   }
   [[gnu::always_inline]] bool read_slowly(const State& state, std::string_view key) const {
-    const ReadOutcome outcome = state.read_once(key, [](std::string_view) {});
+    const ReadOutcome outcome = state.read_once(key, [](const Mapping&, std::string_view) {});
     is_decided = outcome == ReadOutcome::found || outcome == ReadOutcome::not_found;
     return outcome == ReadOutcome::found;
   }
@@ -587,9 +587,13 @@ struct State::TryVersion {
                                           std::string_view key, std::string_view) const {
     return read_slowly(state, key);  // never called: take() accepts every value
   }
-  [[gnu::always_inline]] bool read_slowly(const State&, std::string_view) const {
-    is_decided = false;
-    return false;
+  [[gnu::always_inline]] bool read_slowly(const State& state, std::string_view key) const {
+    const ReadOutcome outcome =
+        state.read_once(key, [&](const Mapping& mapping, std::string_view value) {
+          FindVersion{target}.take_any(mapping, key, value);
+        });
+    is_decided = outcome == ReadOutcome::found || outcome == ReadOutcome::not_found;
+    return outcome == ReadOutcome::found;
   }
 
   EntryVersion& target;
@@ -812,7 +816,9 @@ ReadOutcome State::read_once(std::string_view key, const Take& take) const noexc
   // when it is that of no file.
   const DirectoryCache* const cache = directory_cache_.load(std::memory_order_acquire);
   if (cache != mapping->last_directory_cache()) return ReadOutcome::retry;
-  const ReadOutcome outcome = try_point_read(*mapping, MappedBytes(*mapping, *cache), key, take);
+  const ReadOutcome outcome =
+      try_point_read(*mapping, MappedBytes(*mapping, *cache), key,
+                     [&](std::string_view value) { take(*mapping, value); });
   if (outcome == ReadOutcome::not_found) record_miss();
   return outcome;
 }

@@ -320,9 +320,9 @@ class State {
   [[gnu::noinline]] static bool finish_get_in_new_memory(std::string_view key, std::string& value,
                                                          std::string_view found);
   [[gnu::noinline]] static bool finish_try_get(ValueBuffer& buffer, std::string_view found);
-  // One attempt without a pin, which waits for nothing and takes no memory. Passes the value to
-  // `take`, where it may still prove torn. Returns found or not_found if that is certain, else
-  // another outcome.
+  // One attempt without a pin, which waits for nothing and takes no memory. Passes the mapping and
+  // the value to `take`, where it may still prove torn. Returns found or not_found if that is
+  // certain, else another outcome.
   template <typename Take>
   [[gnu::noinline]] ReadOutcome read_once(std::string_view key, const Take& take) const noexcept;
   // Reads that the fast path left undecided: several attempts without a pin, then one with a pin.

@@ -335,7 +335,27 @@ TEST_F(StateTest, try_reads_decide_every_key_of_large_state) {
       ASSERT_EQ(std::string_view(buffer.data, buffer.bytes), "value " + std::to_string(i));
     }
     ASSERT_EQ(state->try_contains(key_of(i)), is_present) << key_of(i);
+    EntryVersion version;
+    ASSERT_EQ(state->try_find_version(key_of(i), version), is_present) << key_of(i);
+    ASSERT_EQ(version.version, is_present ? 1U : 0U) << key_of(i);
   }
+}
+
+TEST_F(StateTest, try_reads_decide_keys_and_values_that_are_long) {
+  TestState state(path());
+  const std::string long_key(255, 'k');
+  state.apply({{"a key of a state", std::string(65'536, 'v')}, {long_key, "value"}});
+  for (const std::string& key : {std::string("a key of a state"), long_key}) {
+    EntryVersion expected;
+    ASSERT_TRUE(state->find_version(key, expected));
+
+    EntryVersion version;
+    EXPECT_EQ(state->try_contains(key), true) << key;
+    EXPECT_EQ(state->try_find_version(key, version), true) << key;
+    EXPECT_EQ(version, expected) << key;
+  }
+  EntryVersion version;
+  EXPECT_EQ(state->try_find_version(std::string(255, 'l'), version), false);
 }
 
 TEST_F(StateTest, try_reads_decide_nothing_while_fast_reads_are_disabled) {
