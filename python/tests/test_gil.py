@@ -94,6 +94,22 @@ def test_short_read_holds_the_gil(filled, other_thread, name):
         assert other_thread.steps == steps
 
 
+def test_get_multi_on_thread_that_has_not_read_holds_the_gil(filled, other_thread):
+    made = []
+
+    def read():
+        steps = other_thread.steps
+        end = time.monotonic() + 0.05
+        while time.monotonic() < end:
+            filled.get_multi(MANY_KEYS[:32])
+        made.append(other_thread.steps - steps)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    reader.join()
+    assert made == [0]
+
+
 @pytest.mark.parametrize("name", RELEASING)
 def test_call_that_may_take_long_releases_the_gil(filled, other_thread, name):
     call = RELEASING[name]

@@ -824,10 +824,13 @@ ReadOutcome State::read_once(std::string_view key, const Take& take) const noexc
 }
 
 bool State::may_wait_for_file() const noexcept {
-  if (this_reader.thread == nullptr) return true;
-  const ReadSection reading;
-  const Mapping* const mapping = impl_->current_file.unowned_mapping();
-  return mapping == nullptr || is_superseded(*mapping);
+  try {
+    const ReadSection reading;
+    const Mapping* const mapping = impl_->current_file.unowned_mapping();
+    return mapping == nullptr || is_superseded(*mapping) || !mapping->holds_whole_file();
+  } catch (const std::exception&) {  // this thread gets no record, so nothing is known
+    return true;
+  }
 }
 
 template <typename Sink>

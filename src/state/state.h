@@ -135,7 +135,7 @@ class State {
   std::optional<bool> try_contains(std::string_view key) const noexcept;
   std::optional<bool> try_find_version(std::string_view key, EntryVersion& version) const noexcept;
   // Whether pin(), and so get_multi(), may have to look for a file that replaces the present one,
-  // and to wait until it can be used.
+  // or to map it again because it has grown, and to wait until it can be used.
   bool may_wait_for_file() const noexcept;
   bool contains(std::string_view key) const;
   // The same as get() and contains(), for an owner. It is asked on the slow path only, so that it

@@ -988,6 +988,19 @@ TEST_F(FileTest, reader_follows_a_file_that_outgrew_its_mapping) {
   EXPECT_EQ(before.id(), 1U);
 }
 
+TEST_F(FileTest, pin_of_file_that_outgrew_its_mapping_may_wait) {
+  TestState large(path());
+  large.apply({{"a", "1"}});
+  const TestState small(path(), options_at(path(), 2 << 20));
+  ASSERT_FALSE(small->may_wait_for_file());
+  for (int i = 0; i < 100; ++i)
+    large.apply({{"filling" + std::to_string(i), std::string(100'000, 'f')}});
+
+  EXPECT_TRUE(small->may_wait_for_file());
+  small.view();
+  EXPECT_FALSE(small->may_wait_for_file());
+}
+
 TEST_F(FileTest, plain_reads_see_growth_beside_old_views) {
   TestState state(path());
   const TestState other(path());

@@ -358,6 +358,12 @@ TEST_F(StateTest, try_reads_decide_keys_and_values_that_are_long) {
   EXPECT_EQ(state->try_find_version(std::string(255, 'l'), version), false);
 }
 
+TEST_F(StateTest, thread_that_has_not_read_need_not_wait_for_file) {
+  const TestState state(path());
+
+  std::thread([&] { EXPECT_FALSE(state->may_wait_for_file()); }).join();
+}
+
 TEST_F(StateTest, try_reads_decide_nothing_while_fast_reads_are_disabled) {
   TestState state(path());
   state.apply({{"a key of a state", "value"}});
