@@ -319,7 +319,13 @@ PyObject* cache_version_stamp(PyObject* object, PyObject* key_object) {
     if (!handle) return nullptr;
     try {
       const ReleasedGil released;
-      found = CacheInternal::state(handle->cache).find_version(key, version);
+      try {
+        found = CacheInternal::state(handle->cache).find_version(key, version);
+      } catch (const Error& error) {
+        // So that the next update() builds the state again.
+        if (error.kind() == ErrorKind::corrupt) CacheInternal::note_damage(handle->cache);
+        throw;
+      }
     } catch (...) {
       return set_current_error(*self.module);
     }

@@ -192,6 +192,26 @@ def test_memo_keeps_the_last_good_object_on_request(cache):
         lenient[b"new"]
 
 
+def test_state_that_a_memo_finds_damaged_is_built_again(cache):
+    key, value = b"key-of-the-cache", b"value-of-the-cache"
+    cache.set(key, value)
+    memo = cache.memo(bytes)
+    assert memo[key] == value
+    with open(cache.shared_state_filename(), "r+b") as file:
+        # A narrow entry begins with a word whose lowest byte is the size of the key. With 255 it
+        # is a wide one, and the key's bytes are the size of a value that no file could hold.
+        entry = file.read().index(key + value) - 8
+        file.seek(entry)
+        assert file.read(1) == bytes([len(key)])
+        file.seek(entry)
+        file.write(b"\xff")
+
+    with pytest.raises(whycache.CorruptError):
+        memo[key]
+    cache.update()
+    assert memo[key] == value
+
+
 def test_memo_is_bounded(cache):
     cache.set_multi({b"%d" % i: b"1" for i in range(100)})
     memo = cache.memo(json.loads, entries_max=10)
