@@ -117,12 +117,16 @@ PyObject* do_nothing(PyObject* /*module*/, PyObject* const* /*arguments*/, Py_ss
 
 // The interpreter calls a method without detours only if the object's class is the one that the
 // method was made for, not a class that is derived from it.
-PyObject* own_reads(PyObject* /*module*/, PyObject* type) {
-  if (!PyType_Check(type)) return PyErr_Format(PyExc_TypeError, "own_reads() takes a class");
+PyObject* own_reads(PyObject* module, PyObject* type) {
+  auto* const cache_type = reinterpret_cast<PyTypeObject*>(state_of_module(module).cache_type);
+  // A method of another class would take its object for one of that class.
+  if (!PyType_Check(type) || !PyType_IsSubtype(reinterpret_cast<PyTypeObject*>(type), cache_type))
+    return PyErr_Format(PyExc_TypeError, "own_reads() takes a class derived from BaseCache");
   for (const char* const name : {"get", "get_multi"}) {
     const Ref inherited(PyObject_GetAttrString(type, name));
     if (!inherited) return nullptr;
-    if (!Py_IS_TYPE(inherited.get(), &PyMethodDescr_Type))
+    if (!Py_IS_TYPE(inherited.get(), &PyMethodDescr_Type) ||
+        !PyType_IsSubtype(PyDescr_TYPE(inherited.get()), cache_type))
       return PyErr_Format(PyExc_TypeError, "%s is not the inherited method", name);
     PyMethodDef* const definition =
         reinterpret_cast<PyMethodDescrObject*>(inherited.get())->d_method;

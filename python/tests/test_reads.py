@@ -6,6 +6,7 @@ import threading
 import pytest
 
 import whycache
+from whycache import _whycache
 
 
 def test_get_returns_what_was_set(cache):
@@ -55,6 +56,19 @@ def test_value_of_any_size_is_read_again_and_again(cache, size):
     for _ in range(3):
         assert cache.get(b"key") == value
         assert cache.get(b"other-key-xxxxxx") == b"other"
+
+
+def test_reads_become_the_own_ones_only_of_a_class_that_inherits_them():
+    class Other:
+        get = dict.get
+        get_multi = dict.get
+
+    class Derived(whycache.Cache):
+        get = dict.get
+
+    for cls in (Other, Derived, dict, 1):
+        with pytest.raises(TypeError):
+            _whycache.own_reads(cls)
 
 
 def test_value_that_was_read_does_not_change(cache):
