@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from sanitizer import SLOWNESS
 
 
 @pytest.fixture
@@ -14,7 +15,7 @@ def run(url, state):
         environment = {**os.environ, "WHYCACHE_LOG": url, "WHYCACHE_STATE": state,
                        **options.pop("env", {})}
         return subprocess.run([sys.executable, "-m", "whycache", *arguments], capture_output=True,
-                              text=True, env=environment, timeout=60, **options)
+                              text=True, env=environment, timeout=60 * SLOWNESS, **options)
 
     return run
 

@@ -9,6 +9,7 @@ import threading
 
 import pytest
 import servers
+from sanitizer import SLOWNESS
 
 import whycache
 from whycache import aio
@@ -323,7 +324,7 @@ time.sleep(1)
 print(len(CollectingLog.updates))
 """
     done = subprocess.run([sys.executable, "-c", script, tmp_path / "one.state"],
-                          capture_output=True, text=True, timeout=60)
+                          capture_output=True, text=True, timeout=60 * SLOWNESS)
     assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
 
 

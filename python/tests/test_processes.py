@@ -11,7 +11,7 @@ import threading
 import time
 
 import pytest
-from sanitizer import COUNTS_BLOCKS
+from sanitizer import COUNTS_BLOCKS, SLOWNESS
 
 import whycache
 from whycache import aio
@@ -20,7 +20,7 @@ from whycache import aio
 def run_script(script: str, *arguments: object, **options: object) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)],
-        capture_output=True, text=True, timeout=60, **options)
+        capture_output=True, text=True, timeout=60 * SLOWNESS, **options)
 
 
 def in_child(function) -> int:
@@ -249,7 +249,7 @@ def test_exit_by_sigint_in_a_blocking_write(url, tmp_path):
     process.stdout.readline()
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=20 * SLOWNESS)
 
     assert process.returncode == -signal.SIGINT
     assert "KeyboardInterrupt" in errors

@@ -10,6 +10,7 @@ import threading
 import time
 
 import pytest
+from sanitizer import SLOWNESS
 
 import whycache
 from whycache import aio
@@ -24,7 +25,7 @@ def later(seconds, function, *arguments):
 def in_another_process(url, state, code):
     """Runs code in a process with a cache of its own."""
     program = f"import whycache; cache = whycache.Cache({url!r}, state_path={state!r}); {code}"
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60 * SLOWNESS)
 
 
 def test_wait_returns_the_id_of_an_update_of_another_process(cache, url, state):
@@ -75,7 +76,7 @@ def test_wait_does_not_keep_the_process_from_ending(url, state):
                "threading.Thread(target=cache.wait, args=(10,), daemon=True).start()\n"
                "cache.set(b'a', b'1')\n")
     began = time.monotonic()
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60 * SLOWNESS)
     assert time.monotonic() - began < 8  # the default deadline is longer
 
 
