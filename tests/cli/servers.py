@@ -11,6 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
+import unittest
 
 import support
 from free_port import free_port  # support finds it
@@ -232,10 +233,13 @@ TESTS_OF_ALL_LOGS = (
     "apply_test.ApplyTest",
     "check_test.CheckTest",
     "clear_test.ClearTest",
+    "count_test.CountTest",
     "del_test.DelTest",
+    "diff_test.DiffTest",
     "get_test.GetTest",
     "guard_test.GuardTest",
     "import_test.ImportTest",
+    "keys_test.KeysTest",
     "log_test.LogCommandTest",
     "mget_test.MgetTest",
     "rebuild_test.RebuildTest",
@@ -248,10 +252,30 @@ TESTS_OF_ALL_LOGS = (
 )
 
 
+# The other files: their tests choose their logs, or need none.
+TESTS_OF_THEIR_OWN_LOGS = (
+    "command_line_test", "common_options_test", "completion_test", "doctor_test",
+    "file_system_test", "follow_test", "golden_test", "import_original_test", "init_test",
+    "inspect_test", "log_url_test", "man_test", "memcached_test", "messages_test",
+    "missing_log_test", "mysql_test", "operations_test", "output_test", "spellings_test",
+    "state_file_test", "value_test", "version_test",
+)
+
+
+class ListsTest(unittest.TestCase):
+    def test_each_file_is_in_one_list(self):
+        files = {path.stem for path in pathlib.Path(__file__).parent.glob("*_test.py")}
+        listed = [name.partition(".")[0] for name in TESTS_OF_ALL_LOGS]
+        listed += TESTS_OF_THEIR_OWN_LOGS
+        self.assertEqual(sorted(listed), sorted(files))
+
+
 def tests_on(loader, create_log):
     """Returns the tests of all logs, on the logs that `create_log` creates."""
     support.CliTest.create_log = create_log
-    return loader.loadTestsFromNames(TESTS_OF_ALL_LOGS)
+    suite = loader.loadTestsFromNames(TESTS_OF_ALL_LOGS)
+    suite.addTests(loader.loadTestsFromTestCase(ListsTest))
+    return suite
 
 
 def share(server):
