@@ -270,12 +270,25 @@ class ListsTest(unittest.TestCase):
         self.assertEqual(sorted(listed), sorted(files))
 
 
+def all_tests(suite):
+    for test in suite:
+        if isinstance(test, unittest.TestSuite):
+            yield from all_tests(test)
+        else:
+            yield test
+
+
 def tests_on(loader, create_log):
-    """Returns the tests of all logs, on the logs that `create_log` creates."""
+    """Returns the tests of all logs, on the logs that `create_log` creates.
+
+    Every n-th of them if the environment names a shard, as for the tests in C++.
+    """
     support.CliTest.create_log = create_log
-    suite = loader.loadTestsFromNames(TESTS_OF_ALL_LOGS)
-    suite.addTests(loader.loadTestsFromTestCase(ListsTest))
-    return suite
+    tests = list(all_tests(loader.loadTestsFromNames(TESTS_OF_ALL_LOGS)))
+    tests += all_tests(loader.loadTestsFromTestCase(ListsTest))
+    count = int(os.environ.get("TEST_TOTAL_SHARDS", "1"))
+    index = int(os.environ.get("TEST_SHARD_INDEX", "0"))
+    return unittest.TestSuite(tests[index::count])
 
 
 def share(server):
