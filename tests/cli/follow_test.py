@@ -235,6 +235,14 @@ class FollowTest(CliTest):
                 follower.communicate(timeout=20)
                 self.assertEqual(follower.returncode, 0)
 
+    def test_second_outage_is_reported_as_the_first(self):
+        follower = self.follow(self.machine, "--deadline", "200ms")
+        for _ in range(2):
+            self.sql("ALTER TABLE whycache_updates_default RENAME TO kept")
+            self.problem(follower)
+            self.sql("ALTER TABLE kept RENAME TO whycache_updates_default")
+            self.recovery(follower)
+
     def test_full_disk_is_reported_once_and_status_knows_the_lag(self):
         directory = self.mount("size=4m")
         machine = self.another_machine()
