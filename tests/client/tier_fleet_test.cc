@@ -135,7 +135,7 @@ TEST_P(TierFleet, update_unknown_to_tier_is_seen_at_confirmation) {
 }
 
 TEST_P(TierFleet, infrequent_poller_uses_confirmation_of_frequent_poller) {
-  TieredFleet fleet(GetParam(), seconds(1));
+  TieredFleet fleet(GetParam(), seconds(2));  // memcached counts whole seconds
   TieredMachine berlin = fleet.open("berlin");
   berlin->set("key", "old");
   const std::vector<TieredMachine> followers = fleet.open_many(2);
