@@ -48,8 +48,9 @@ constexpr std::int64_t certificate_warning_us = 14 * day_us;
 constexpr std::int64_t clock_skew_max_us = 1'000'000;
 
 [[maybe_unused]] std::chrono::milliseconds time_for_database(const ServerWaits& waits) {
+  if (!waits.failed_database) return waits.server_max;
   return std::min(waits.server_max, std::chrono::duration_cast<std::chrono::milliseconds>(
-                                        waits.database.remaining()));
+                                        waits.failed_database->remaining()));
 }
 
 // `ask_server` returns the server's time, in microseconds since 1970.

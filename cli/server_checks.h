@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -14,8 +15,9 @@ namespace whycache::cli {
 
 struct ServerWaits {
   std::chrono::milliseconds server_max;  // for each server
-  // For the database of the log, which is not asked again once this has passed: it did not answer.
-  Deadline database;
+  // For the database of a log that failed: it is not asked again once this has passed. nullopt: the
+  // log answered.
+  std::optional<Deadline> failed_database{};
 };
 
 // Checks whatever servers and files the URL names. `tier_prefix`: what the keys of the log in a

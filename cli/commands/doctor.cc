@@ -301,7 +301,7 @@ void check_cache(const Target& target, std::vector<Finding>& findings) {
     const std::vector<Finding> servers = check_servers(
         log_url(target), log ? tiered_item_prefix(extent, log->name()) : "",
         {.server_max = std::min<std::chrono::milliseconds>(target.deadline(), server_wait_max),
-         .database = deadline});
+         .failed_database = log ? std::nullopt : std::optional(deadline)});
     findings.insert(findings.end(), servers.begin(), servers.end());
   }
   if (!state.info) return;

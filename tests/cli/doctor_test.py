@@ -121,6 +121,20 @@ class DoctorTest(DoctorTestBase):
                 with self.assertRaises(BlockingIOError):
                     silent.accept()
 
+    def test_database_is_checked_however_long_the_tier_takes(self):
+        self.require_log("mysql")
+        servers.Memcached(self)  # skips the test if there is none
+        database = servers.Mariadb(self)
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            url = (f"memcached+mysql://flags:secret@127.0.0.1:{database.port}/flags"
+                   f"?memcached=127.0.0.1:{silent.getsockname()[1]}")
+            self.machine.ok("init", url)
+            findings = self.findings("--log", url, "--deadline", "2s")[1]
+        self.assertEqual(findings["memcached"]["level"], "warn")
+        self.assertEqual(findings["log"]["level"], "ok")
+        for check in ("server", "server clock"):
+            self.assertIn(check, findings)
+
     def test_other_names_of_the_log_are_a_warning(self):
         states = f"{self.directory}/states/"
         os.mkdir(states)
