@@ -172,7 +172,7 @@ std::string next_step_if_stale(const MachineStatus& status) {
   }
   return status.log.error.empty()
              ? "run `whycache update`, or keep `whycache follow` running"
-             : "the log does not answer, so nothing can follow it: `whycache doctor` says more";
+             : "the log cannot be used, so nothing can follow it: `whycache doctor` says more";
 }
 
 // Why the log does not answer, as a part of a message.

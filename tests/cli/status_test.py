@@ -82,7 +82,7 @@ class StatusTest(CliTest):
         os.rename(self.database, f"{self.database}.elsewhere")
         for bound in (("--staleness-max", "1ns"), ("--lag-max", "0")):
             result = self.machine.fails("stale", "status", *bound, "--deadline", "200ms",
-                                        expect=["log does not exist", "next: the log does not"])
+                                        expect=["log does not exist", "next: the log cannot"])
             self.assertNotIn("whycache update", result.err)
 
     def test_contact_by_another_clock_is_said_to_be_one(self):
