@@ -17,6 +17,7 @@
 #include "base/url.h"
 #include "cli/exit_code.h"
 #include "cli/output.h"
+#include "client/session.h"
 #include "log/log_name.h"
 #include "log/open_log.h"
 #include "state/file/other_format.h"
@@ -162,6 +163,7 @@ void add_accept_replaced_log_option(CLI::App& parser, Target& target) {
 }
 
 void add_writer_options(CLI::App& parser, Target& target, std::string& note) {
+  target.writes = true;
   add_note_option(parser, note);
   parser
       .add_option("--writer", target.writer,
@@ -229,8 +231,11 @@ std::unique_ptr<Cache> open_cache(const Target& target,
   return std::make_unique<Cache>(url, std::move(options));
 }
 
-std::unique_ptr<Cache> open_cache_with_log(const Target& target,
-                                           std::function<void(const Event&)> on_event) {
+namespace {
+
+// As open_cache_with_log(), with errors as the library throws them.
+std::unique_ptr<Cache> open_cache_and_ask_log(const Target& target,
+                                              std::function<void(const Event&)> on_event) {
   const Deadline deadline(target.deadline());
   const auto is_away = std::make_shared<std::atomic<bool>>(false);
   auto cache = open_cache(target, [is_away, on_event = std::move(on_event)](const Event& event) {
@@ -238,11 +243,31 @@ std::unique_ptr<Cache> open_cache_with_log(const Target& target,
     if (event.kind == Event::Kind::reconnected) *is_away = false;
     on_event(event);
   });
-  if (*is_away && deadline.passed()) {
-    throw Error(ErrorKind::unavailable,
-                fmt::format("log did not answer in time: log={} deadline_ms={}",
-                            target_log_name(target), target.deadline().count()));
+  if (!*is_away) return cache;
+  const std::optional<LogError> failure = CacheInternal::session(*cache).opening_failure();
+  if (failure && deadline.passed()) throw LogError(*failure);
+  cache->update({.deadline = time_left(target, deadline)});
+  return cache;
+}
+
+}  // namespace
+
+void ask_before_write(const Target& target, const std::function<void()>& ask) {
+  try {
+    ask();
+  } catch (const Error& error) {
+    const bool is_away =
+        error.kind() == ErrorKind::unavailable || error.kind() == ErrorKind::uncertain;
+    if (!target.writes || !is_away) throw;
+    throw Error(ErrorKind::unavailable, std::string("nothing was written: ") + error.what(),
+                error.system_error());
   }
+}
+
+std::unique_ptr<Cache> open_cache_with_log(const Target& target,
+                                           std::function<void(const Event&)> on_event) {
+  std::unique_ptr<Cache> cache;
+  ask_before_write(target, [&] { cache = open_cache_and_ask_log(target, std::move(on_event)); });
   return cache;
 }
 

@@ -36,6 +36,7 @@ struct Target {
   // Whether opening a cache creates a log that is missing: of commands that write what they need.
   bool creates_log = false;
   bool accept_replaced_log = false;  // --accept-replaced-log
+  bool writes = false;               // whether the command writes to the log
   bool split_updates = true;
   std::string command;  // "whycache set", for the name of the writer
   std::string writer;   // --writer, WHYCACHE_WRITER
@@ -74,10 +75,13 @@ void check_target(const Target& target);
 void report_event(const Event& event);
 std::unique_ptr<Cache> open_cache(const Target& target,
                                   std::function<void(const Event&)> on_event = report_event);
-// As open_cache(), for a command that needs the log. Throws Error(unavailable) if the state could
-// be opened, but the log did not answer until the deadline of the whole command.
+// As open_cache(), for a command that needs the log. If the state could be opened without the log,
+// asks the log again for what is left of the deadline. Throws the log's error if it did not answer.
 std::unique_ptr<Cache> open_cache_with_log(
     const Target& target, std::function<void(const Event&)> on_event = report_event);
+// Calls `ask`, which asks the log, for a command that has written nothing. If the log does not
+// answer and the command is one that writes, the error says so.
+void ask_before_write(const Target& target, const std::function<void()>& ask);
 
 // Returns where this machine's state is or, as far as can be known without the log, will be. Does
 // not open it.

@@ -49,7 +49,7 @@ ChangeList read_changes(const ApplyArguments& arguments) {
 // Returns the id of the update, or of the state that the changes do not change.
 UpdateId write(const ApplyArguments& arguments, Cache& cache, const std::vector<Change>& changes) {
   if (!arguments.skip_equal) return cache.write(changes, {.note = arguments.note});
-  cache.update();
+  ask_before_write(arguments.target, [&] { cache.update(); });
   return cache.transact(
       [&](Transaction& transaction) {
         for (const Change& change : changes) {
@@ -71,7 +71,7 @@ ExitCode apply(const ApplyArguments& arguments, Output& output) {
   const auto cache = open_cache_with_log(target);
   if (erases >
       std::min(arguments.erase.erase_max.value_or(erased_keys_free_max), erased_keys_free_max)) {
-    cache->update();
+    ask_before_write(target, [&] { cache->update(); });
     const View view = cache->view();
     arguments.erase.require_consent("nothing was written", count_erased_keys(changes, view),
                                     view.size(), erased_keys_free_max);

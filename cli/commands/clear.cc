@@ -23,7 +23,7 @@ struct ClearArguments {
 ExitCode clear(const ClearArguments& arguments, Output& output) {
   const auto cache = open_cache_with_log(arguments.target);
   if (!arguments.yes) {
-    cache->update();
+    ask_before_write(arguments.target, [&] { cache->update(); });
     throw Failure(ExitCode::refused,
                   fmt::format("all {} keys and the whole history will be erased on every machine, "
                               "irrevocably: log={}",

@@ -41,7 +41,7 @@ UpdateId erase(const DelArguments& arguments, Cache& cache, const std::vector<st
   if (keys.size() == 1 && !cache.contains(keys[0])) explain_pattern(keys[0]);
   if (keys.size() >
       std::min(arguments.erase.erase_max.value_or(erased_keys_free_max), erased_keys_free_max)) {
-    cache.update();
+    ask_before_write(arguments.target, [&] { cache.update(); });
     const View view = cache.view();
     const std::set<std::string_view> distinct(keys.begin(), keys.end());
     const auto erased = static_cast<std::uint64_t>(

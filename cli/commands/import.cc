@@ -93,7 +93,8 @@ class Importer {
                   Progress::Unit::bytes, arguments.quiet) {
     if (arguments_.dry_run) return;
     cache_ = open_cache_with_log(arguments_.target);
-    if (arguments_.mirror || arguments_.skip_equal) cache_->update();
+    if (arguments_.mirror || arguments_.skip_equal)
+      ask_before_write(arguments_.target, [&] { cache_->update(); });
   }
 
   void run() {

@@ -51,7 +51,7 @@ std::string describe_losses(const Extent& extent, UpdateId limit) {
 // Throws Failure unless the user agreed to erase the keys without a kept prefix.
 void require_consent_to_erase(const RewriteArguments& arguments, Cache& cache,
                               const std::string& losses) {
-  cache.update();
+  ask_before_write(arguments.target, [&] { cache.update(); });
   const View view = cache.view();
   std::uint64_t erased = 0;
   for (const std::string_view key : view.keys())

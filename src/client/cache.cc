@@ -181,6 +181,7 @@ void prepare_state(Session& session, const Deadline& deadline) {
           "own: path=" +
               session.state.path() + " state_log=" + info.log_name + ": " + error.what());
     }
+    session.note_opening_failure(error);
     session.report(Event::Kind::retried,
                    std::string("log is unreachable, opened with the state as it is: log=") +
                        session.log.name() + " applied_id=" + std::to_string(info.applied_id) +

@@ -190,6 +190,16 @@ void Session::note_outage(const LogError& error) noexcept {
   }
 }
 
+void Session::note_opening_failure(const LogError& error) {
+  const MutexLock lock(mutex_);
+  opening_failure_.emplace(error);
+}
+
+std::optional<LogError> Session::opening_failure() const {
+  const MutexLock lock(mutex_);
+  return opening_failure_;
+}
+
 std::optional<bool> Session::wait_for_log(const Deadline& deadline, UpdateId after,
                                           std::chrono::nanoseconds at_most) noexcept {
   const CallLimit limit(deadline);

@@ -187,6 +187,10 @@ class Session {
   std::optional<bool> wait_for_log(const Deadline& deadline, UpdateId after,
                                    std::chrono::nanoseconds at_most) noexcept;
 
+  // Records why the log could not be asked, for a cache that was opened with the state as it is.
+  void note_opening_failure(const LogError& error);
+  std::optional<LogError> opening_failure() const;
+
   // Records that this process has read its log and found this uuid. Until then, it does not rely on
   // what other processes recorded about theirs. Later it can tell a log that was replaced from a
   // state that never belonged to this log. From now on, reads use states of this log only.
@@ -233,6 +237,7 @@ class Session {
   std::atomic<std::uint64_t> writer_sequence_{0};
   mutable Mutex mutex_;
   std::optional<Uuid> seen_log_uuid_ WHYCACHE_GUARDED_BY(mutex_);
+  std::optional<LogError> opening_failure_ WHYCACHE_GUARDED_BY(mutex_);
   std::string log_error_ WHYCACHE_GUARDED_BY(mutex_);
   std::chrono::system_clock::time_point log_down_since_ WHYCACHE_GUARDED_BY(mutex_);
   std::int64_t log_failed_ns_ WHYCACHE_GUARDED_BY(mutex_) = 0;  // CLOCK_BOOTTIME

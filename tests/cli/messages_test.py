@@ -215,6 +215,23 @@ class LocalMessagesTest(MessageTest):
                     next_step="transaction",
                 )
 
+    def test_log_that_is_locked_beside_a_state_of_another(self):
+        """Opening asks such a log, and goes on without it."""
+        self.machine.ok("set", "a", "1")
+        other = f"{self.directory}/other.db"
+        url = f"sqlite://{other}"
+        self.machine.ok("init", url)
+        with self.holder(HOLD_TRANSACTION.replace("IMMEDIATE", "EXCLUSIVE"), other) as process:
+            for command in (("set", "a", "2"), ("del", "a"), ("add", "n", "1"), ("update",),
+                            ("rebuild",), ("get", "a", "--update")):
+                writes = ["nothing was written"] if command[0] in ("set", "del", "add") else []
+                self.check(
+                    "conflict",
+                    *(*command, "--log", url, "--deadline", "2s"),
+                    message=[*writes, "locked", f"lock_holders={process.pid} (python"],
+                    next_step="transaction",
+                )
+
     def test_fresh_read_of_a_log_that_is_away(self):
         """The advice to read the state as it is needs a state."""
         self.require_log("mysql")

@@ -1,6 +1,7 @@
 """whycache update: the applied id, and waiting for one."""
 
 import socket
+import threading
 import time
 
 import servers
@@ -23,9 +24,43 @@ class UpdateTest(CliTest):
                 with self.subTest(command):
                     result = self.machine.fails("unreachable", *command, "--log", url,
                                                 "--deadline", "300ms",
-                                                expect="log did not answer in time")
-                    self.assertIn("opened with the state as it is", result.err)
+                                                expect="opened with the state as it is")
                     self.assertNotIn("attempts=", result.err, "it was asked again")
+                    *_, message, hint = result.err.splitlines()
+                    self.assertIn("cannot connect", message, "the cause")
+                    writes = command[0] in ("set", "del")
+                    self.assertEqual("nothing was written" in message, writes, message)
+
+    def test_server_that_closes_late_is_not_asked_beyond_the_deadline(self):
+        """A connection takes more than half of the deadline, so there is no time for three."""
+        self.require_log("mysql")
+        self.machine.ok("set", "a", "1")
+        with socket.create_server(("127.0.0.1", 0)) as late:
+            asked = []
+
+            def serve():
+                while True:
+                    try:
+                        connection = late.accept()[0]
+                    except OSError:  # the end of the test
+                        return
+                    asked.append(connection)
+                    threading.Timer(1.2, connection.close).start()
+
+            thread = threading.Thread(target=serve)
+            thread.start()
+            try:
+                url = f"mysql://u@127.0.0.1:{late.getsockname()[1]}/d"
+                for command in (("set", "a", "2"), ("del", "a"), ("add", "n", "1"), ("rebuild",),
+                                ("rewrite", "--yes"), ("update",)):
+                    with self.subTest(command):
+                        asked.clear()
+                        result = self.machine.fails("unreachable", *command, "--log", url,
+                                                    "--deadline", "2s")
+                        self.assertLessEqual(len(asked), 2, result.err)
+            finally:
+                late.shutdown(socket.SHUT_RDWR)
+                thread.join()
 
     def test_attempts_to_reach_the_log_are_reported_once(self):
         if "mysql" not in self.machine.ok("version", "--json").json["logs"]:
