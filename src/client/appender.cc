@@ -25,6 +25,27 @@ constexpr std::int64_t append_staleness_max_ns = 100'000'000;
 // How long applying an update that was appended at the last moment may take beyond the deadline.
 constexpr std::chrono::milliseconds apply_time_min{25};
 
+// Makes the message say that the log has nothing of the write, for kinds of which callers may doubt
+// it.
+LogError with_nothing_written(const LogError& error) {
+  if (error.kind() != ErrorKind::limit && error.kind() != ErrorKind::unavailable) return error;
+  return LogError(error.kind(), std::string("nothing was written: ") + error.what(),
+                  error.system_error(), error.gave_up());
+}
+
+// Follows before a write, or after another update took its id.
+void follow_before_write(Session& session, Backoff& backoff) {
+  try {
+    follow(session, backoff);
+  } catch (const LogError& error) {
+    throw LogError(with_nothing_written(error));
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::limit) throw;
+    throw Error(error.kind(), std::string("nothing was written: ") + error.what(),
+                error.system_error());
+  }
+}
+
 }  // namespace
 
 HeldLock Appender::lock_and_follow(Backoff& backoff) {
@@ -33,15 +54,7 @@ HeldLock Appender::lock_and_follow(Backoff& backoff) {
   if (!store_asked_since(session_.state, boot_time_ns() - append_staleness_max_ns) ||
       !session_.state.usable() || !session_.has_followed() ||
       !session_.has_seen_log(session_.state.info().log_uuid)) {
-    try {
-      follow(session_, backoff);
-    } catch (const LogError&) {
-      throw;
-    } catch (const Error& error) {
-      if (error.kind() != ErrorKind::limit) throw;
-      throw Error(error.kind(), std::string("nothing was written: ") + error.what(),
-                  error.system_error());
-    }
+    follow_before_write(session_, backoff);
   }
   return lock;
 }
@@ -98,7 +111,7 @@ bool Appender::try_append(const LogPosition& position, Draft& draft, Backoff& ba
                     std::to_string(id) +
                     " deadline_ms=" + std::to_string(backoff.timeout().count()));
   }
-  follow(session_, backoff);
+  follow_before_write(session_, backoff);
   // The log must show which update has the id.
   if (session_.state.info().chain == position.chain && !backoff.pause()) {
     throw LogError(
@@ -154,9 +167,7 @@ bool Appender::append_and_resolve(const LogPosition& position, std::string_view 
         session_.back_off_after(error, backoff);
       } catch (const LogError& last) {
         if (in_doubt) throw uncertain(last.what());
-        if (last.kind() != ErrorKind::limit) throw;
-        throw LogError(last.kind(), std::string("nothing was written: ") + last.what(),
-                       last.system_error(), last.gave_up());
+        throw LogError(with_nothing_written(last));
       }
     }
   }
