@@ -40,7 +40,8 @@ void add_note_option(CLI::App& parser, std::string& note) {
 void EraseOptions::require_consent(const std::string& what, std::uint64_t erased, std::uint64_t all,
                                    std::uint64_t free_max) const {
   const bool is_too_much = erase_max && erased > *erase_max;
-  if (!is_too_much && (yes || erase_max || erased <= free_max)) return;
+  const bool agrees = yes || (erase_max && !needs_yes);
+  if (!is_too_much && (agrees || (erased <= free_max && !needs_yes))) return;
   const double percent =
       100.0 * static_cast<double>(erased) / static_cast<double>(std::max({all, erased, 1UL}));
   throw Failure(
@@ -48,7 +49,8 @@ void EraseOptions::require_consent(const std::string& what, std::uint64_t erased
       fmt::format("{}: {} of {} keys ({:.3g}%) would be erased on every machine{}", what,
                   format_with_commas(erased), format_with_commas(all), percent,
                   is_too_much ? fmt::format(", more than --erase-max {}", *erase_max) : ""),
-      is_too_much ? "raise --erase-max if it is meant"
+      is_too_much && needs_yes && !yes ? "raise --erase-max if it is meant, and add --yes"
+      : is_too_much                    ? "raise --erase-max if it is meant"
       : needs_yes
           ? fmt::format("add --yes to proceed; --erase-max {} besides it refuses if it is more by "
                         "then",

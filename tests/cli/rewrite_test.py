@@ -63,7 +63,12 @@ class RewriteTest(CliTest):
         # The history is lost besides the keys, so --erase-max alone is no consent.
         refused = self.machine.fails("refused", *erase, "--erase-all-but", "flag.")
         self.assertIn("next: add --yes to proceed; --erase-max 2 besides it", refused.err)
-        self.machine.fails("refused", *erase, "--erase-all-but", "flag.", "--erase-max", "2")
+        refused = self.machine.fails("refused", *erase, "--erase-all-but", "flag.",
+                                     "--erase-max", "1", expect="2 of 5 keys (40%)")
+        self.assertIn("next: raise --erase-max if it is meant, and add --yes", refused.err)
+        refused = self.machine.fails("refused", *erase, "--erase-all-but", "flag.",
+                                     "--erase-max", "2", expect="2 of 5 keys (40%)")
+        self.assertIn("next: add --yes to proceed", refused.err)
         self.machine.ok(*erase, "--erase-all-but", "flag.", "--yes", "--erase-max", "2")
         other.ok("update")
         for machine in (self.machine, other, self.another_machine("new")):
