@@ -61,7 +61,7 @@ key.)",
   whycache count user.
   whycache count --json                              {"keys":63440,"applied_id":51}
 
-Exit codes: 0 done, 3 and 4 as for `whycache get`, 5 the state is damaged, 7 permission)",
+Exit codes: 0 done, 3, 4 and 6 as for `whycache get`, 5 the state is damaged, 7 permission)",
     prepare_count};
 
 }  // namespace whycache::cli

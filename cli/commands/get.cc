@@ -84,7 +84,8 @@ or if there is no state yet. Without --log, --state alone names a state file to 
   whycache get -- -dash                              a key that begins with a dash
 
 Exit codes: 0 found, 1 not found, 3 the log did not answer after --update,
-  4 staler than --staleness-max, 5 the state is damaged, 7 permission)",
+  4 staler than --staleness-max, 5 the state is damaged, 6 a process held a lock of the log until
+  the deadline of --update, 7 permission)",
     prepare_get};
 
 }  // namespace whycache::cli

@@ -32,8 +32,8 @@ Lines are escaped: \\ \t \n \r, and \xNN for other control characters and bytes 
   whycache keys --from a --to b --limit 100
   whycache keys --null tmp. | whycache del --null -
 
-Exit codes: 0 done (also if there are none), 3 and 4 as for `whycache get`, 5 the state is damaged,
-  7 permission, 9 the output could not be written)",
+Exit codes: 0 done (also if there are none), 3, 4 and 6 as for `whycache get`,
+  5 the state is damaged, 7 permission, 9 the output could not be written)",
     prepare_keys};
 
 }  // namespace whycache::cli

@@ -75,7 +75,7 @@ UTF-8. Typed values are printed as JSON.)",
   whycache keys --null user. | whycache mget --null - > items
 
 Exit codes: 0 all found, 1 some were not found (the others are printed), 2 a line is not a key,
-  3 and 4 as for `whycache get`, 5 the state is damaged, 7 permission)",
+  3, 4 and 6 as for `whycache get`, 5 the state is damaged, 7 permission)",
     prepare_mget};
 
 }  // namespace whycache::cli

@@ -36,7 +36,7 @@ as JSON. Lines do not tell these from plain values: use --json, which marks them
   whycache scan --json | jq -r .key
   whycache scan --json | whycache import --log sqlite:///other.db -
 
-Exit codes: 0 done (also if there is nothing to print), 3 and 4 as for `whycache get`,
+Exit codes: 0 done (also if there is nothing to print), 3, 4 and 6 as for `whycache get`,
   5 the state is damaged, 7 permission,
   9 the output could not be written)",
     prepare_scan};

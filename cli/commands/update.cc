@@ -68,7 +68,7 @@ processes of this machine see them.)",
 
 Exit codes: 0 done, 3 the log did not answer, 4 --at-least was not reached in time,
   5 the log is damaged, or empty in place of one that was applied (the state keeps its applied id),
-  7 permission, 9 the disk is full)",
+  6 a process held a lock of the log until the deadline, 7 permission, 9 the disk is full)",
     prepare_update};
 
 }  // namespace whycache::cli
