@@ -10,6 +10,7 @@
 #include "cli/format.h"
 #include "cli/target.h"
 #include "client/cache_internal.h"
+#include "client/session.h"
 
 namespace whycache::cli {
 namespace {
@@ -61,7 +62,12 @@ void require_consent_to_erase(const RewriteArguments& arguments, Cache& cache,
 
 ExitCode rewrite(const RewriteArguments& arguments, Output& output) {
   const auto cache = open_cache_with_log(arguments.target);
-  const Extent extent = CacheInternal::log(*cache).extent();
+  Backoff backoff(arguments.target.deadline());
+  Extent extent;
+  ask_before_write(arguments.target, [&] {
+    extent = CacheInternal::session(*cache).call_log_with_retries(
+        backoff, [](Log& log) { return log.extent(); });
+  });
   const UpdateId limit = resolve_limit(arguments, extent);
   const auto conflict = [&](UpdateId base) {
     return Failure(
