@@ -276,7 +276,11 @@ Error MysqlLog::error(const char* what, const MysqlFailure& failure, IfLost if_l
                               failure.reason + "\" code=" + std::to_string(failure.code);
   const ErrorKind if_unanswered =
       if_lost == IfLost::uncertain ? ErrorKind::uncertain : ErrorKind::unavailable;
-  if (is_connection_lost(failure)) return Error(if_unanswered, message);
+  // The client library also fails so while it reads the answer to a statement that was executed.
+  const bool may_have_run =
+      if_lost == IfLost::uncertain &&
+      (failure.code == CR_OUT_OF_MEMORY || failure.code == CR_NET_PACKET_TOO_LARGE);
+  if (may_have_run || is_connection_lost(failure)) return Error(if_unanswered, message);
   if (is_permission_failure(failure.code)) {
     return Error(ErrorKind::invalid,
                  message + " (docs/logs.md lists the privileges that each role needs)", EACCES);
