@@ -534,9 +534,14 @@ class PostgresMessagesTest(MessageTest):
             locker.stdin.flush()
             self.assertEqual(locker.stdout.readline(), b"held\n")
             for arguments in (self.get(self.url()), self.set(self.url())):
-                self.check("conflict", *arguments, "--deadline", "2s",
-                           message=["waited_ms_max", "of postgres@"],
-                           next_step="pg_terminate_backend")
+                result = self.machine.run(*arguments, "--deadline", "5s")
+                # An uncertain write matters more than its cause.
+                is_uncertain = "may or may not be in the log" in result.err
+                self.assertEqual(
+                    result.code, EXIT["unreachable" if is_uncertain else "conflict"], result.err
+                )
+                # A busy server leaves no time to ask who holds the lock.
+                self.assertRegex(result.err, "waited_ms_max.*(may hold a lock|of postgres@)")
         self.machine.ok(*self.set(self.url()))
 
 
