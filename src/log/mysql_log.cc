@@ -70,19 +70,24 @@ bool is_wrong_server(unsigned code) {
          code == innodb_read_only || code == read_only_mode || code == galera_not_ready;
 }
 
-// Whether there is no server at the address or socket.
-bool is_not_listening(const MysqlFailure& failure) {
-  return (failure.code == CR_CONNECTION_ERROR || failure.code == CR_CONN_HOST_ERROR) &&
-         failure.reason.starts_with("Can't connect");
+// Returns the errno of connect() at the end of "Can't connect to ... (111)"; 0 if there is none.
+int connect_errno(const MysqlFailure& failure) {
+  if (failure.code != CR_CONNECTION_ERROR && failure.code != CR_CONN_HOST_ERROR) return 0;
+  const std::size_t begin = failure.reason.rfind('(');
+  if (!failure.reason.starts_with("Can't connect") || begin == std::string::npos) return 0;
+  int number = 0;
+  std::from_chars(failure.reason.data() + begin + 1, failure.reason.data() + failure.reason.size(),
+                  number);
+  return number;
 }
 
 bool is_account_locked(unsigned code) {
   return code == account_is_locked || code == account_is_locked_in_mysql;
 }
 
-bool has_too_many_connections(unsigned code) {
-  return code == ER_CON_COUNT_ERROR || code == ER_USER_LIMIT_REACHED ||
-         code == ER_TOO_MANY_USER_CONNECTIONS;
+// Whether a limit of this user was reached, which the reason names, not one of the server.
+bool is_limit_of_user(unsigned code) {
+  return code == ER_USER_LIMIT_REACHED || code == ER_TOO_MANY_USER_CONNECTIONS;
 }
 
 bool is_permission_failure(unsigned code) {
@@ -223,6 +228,22 @@ std::string MysqlLog::lock_holders(const Deadline& deadline) const {
   return " connections_with_locks=\"" + holders + "\" (KILL ends a connection and its transaction)";
 }
 
+// The error of a server that cannot be reached. `number` is the errno of connect().
+Error MysqlLog::unreachable_error(const MysqlServer& server, int number,
+                                  const std::string& message) const {
+  const bool is_socket = server.host.empty();
+  if (number == EACCES && is_socket) {
+    // Once a log is open, its url was right: the server's permissions have changed.
+    return Error(is_open_ ? ErrorKind::unavailable : ErrorKind::invalid,
+                 message + closed_socket_hint, EACCES);
+  }
+  // The client library reports a refused connection as EINPROGRESS.
+  if (number == ETIMEDOUT || number == EHOSTUNREACH || number == ENETUNREACH)
+    return Error(ErrorKind::unavailable, message + unreachable_host_hint);
+  return Error(ErrorKind::unavailable,
+               message + " (start the server, or correct host, port or socket in the url)");
+}
+
 Error MysqlLog::connect_error(const MysqlServer& server, const MysqlFailure& failure) {
   const std::string message = "cannot connect to database: log=" + name() +
                               " server=" + server.address() + " reason=\"" + failure.reason +
@@ -254,12 +275,16 @@ Error MysqlLog::connect_error(const MysqlServer& server, const MysqlFailure& fai
     return Error(ErrorKind::unavailable,
                  message + " (correct the host in the url, or the name service of this machine)");
   }
-  if (is_not_listening(failure)) {
-    return Error(ErrorKind::unavailable,
-                 message + " (start the server, or correct host, port or socket in the url)");
-  }
-  if (has_too_many_connections(failure.code))
+  if (const int number = connect_errno(failure); number != 0)
+    return unreachable_error(server, number, message);
+  if (failure.code == ER_CON_COUNT_ERROR)
     return Error(ErrorKind::unavailable, message + too_many_connections_hint);
+  if (is_limit_of_user(failure.code)) {
+    return Error(ErrorKind::unavailable,
+                 message +
+                     " (raise that limit of the user at the server: ALTER USER ... WITH, or end "
+                     "connections of the user)");
+  }
   if (failure.code == CR_AUTH_PLUGIN_CANNOT_LOAD) return Error(ErrorKind::invalid, message);
   if (failure.code == CR_SSL_CONNECTION_ERROR && is_tls_refusal(failure.reason)) {
     // Once a log is open, its url was right: it is the server that has changed.

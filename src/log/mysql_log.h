@@ -111,6 +111,8 @@ class MysqlLog final : public Log {
   auto with_connection(IfLost if_lost, const char* what, const Work& work);
   void connect(const Deadline& deadline) WHYCACHE_REQUIRES(mutex_);
   bool is_log_deleted(const Deadline& deadline) const WHYCACHE_REQUIRES(mutex_);
+  Error unreachable_error(const MysqlServer& server, int number, const std::string& message) const
+      WHYCACHE_REQUIRES(mutex_);
   Error connect_error(const MysqlServer& server, const MysqlFailure& failure)
       WHYCACHE_REQUIRES(mutex_);
   Error error(const char* what, const MysqlFailure& failure, IfLost if_lost,

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
+#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -135,11 +136,28 @@ bool contains(const std::string& text, std::string_view words) {
   return text.find(words) != std::string::npos;
 }
 
-// Whether there is no server at the address or socket. If the url names several servers, the reason
+// Whether connect() failed at each address or socket. If the url names several servers, the reason
 // has a part for each; one that refuses TLS matters more.
-bool is_not_listening(const PostgresFailure& failure) {
+bool is_unreachable(const PostgresFailure& failure) {
   return contains(failure.reason, "Is the server running") && !contains(failure.reason, "SSL") &&
          !contains(failure.reason, "certificate");
+}
+
+// Whether connect() failed with this errno. The client library asks about the server after any.
+bool has_errno(const PostgresFailure& failure, int number) {
+  return contains(failure.reason, std::generic_category().message(number));
+}
+
+// Returns the next step if the server has no connection left. A role or a database may have a limit
+// of its own.
+std::string connections_hint(const std::string& reason) {
+  for (const auto& [words, object] :
+       {std::pair{"for role", "ROLE"}, {"for database", "DATABASE"}}) {
+    if (!contains(reason, words)) continue;
+    return std::string(" (raise the limit at the server: ALTER ") + object +
+           " ... CONNECTION LIMIT, or end connections there)";
+  }
+  return too_many_connections_hint;
 }
 
 // Returns the error for a limit that the server, or this process, has reached.
@@ -252,6 +270,20 @@ std::string PostgresLog::lock_holders(const Deadline& deadline) {
          "\" (pg_terminate_backend() ends a connection and its transaction)";
 }
 
+Error PostgresLog::unreachable_error(const PostgresFailure& failure,
+                                     const std::string& message) const {
+  if (has_errno(failure, ECONNREFUSED) || has_errno(failure, ENOENT)) {
+    return Error(ErrorKind::unavailable,
+                 message + " (start the server, or correct host, port or socket in the url)");
+  }
+  if (has_errno(failure, EACCES)) {
+    // Once a log is open, its url was right: the server's permissions have changed.
+    return Error(is_open_ ? ErrorKind::unavailable : ErrorKind::invalid,
+                 message + closed_socket_hint, EACCES);
+  }
+  return Error(ErrorKind::unavailable, message + unreachable_host_hint);
+}
+
 Error PostgresLog::connect_error(const PostgresServer& server, const PostgresFailure& failure) {
   const std::string message = "cannot connect to database: log=" + name() +
                               " server=" + server.address() + describe(failure);
@@ -268,7 +300,7 @@ Error PostgresLog::connect_error(const PostgresServer& server, const PostgresFai
                      quoted_name(server.database) + ")");
   }
   if (failure.is("53300"))
-    return Error(ErrorKind::unavailable, message + too_many_connections_hint);
+    return Error(ErrorKind::unavailable, message + connections_hint(failure.reason));
   if (failure.is("25006")) {
     return Error(ErrorKind::unavailable,
                  message + " (no server in the url accepts writes: promote one of them)");
@@ -283,10 +315,7 @@ Error PostgresLog::connect_error(const PostgresServer& server, const PostgresFai
       contains(failure.reason, "expected authentication request")) {
     return Error(ErrorKind::invalid, message + " (this is not a PostgreSQL server)");
   }
-  if (is_not_listening(failure)) {
-    return Error(ErrorKind::unavailable,
-                 message + " (start the server, or correct host, port or socket in the url)");
-  }
+  if (is_unreachable(failure)) return unreachable_error(failure, message);
   if (contains(failure.reason, "could not translate host name")) {
     return Error(ErrorKind::unavailable,
                  message + " (correct the host in the url, or the name service of this machine)");

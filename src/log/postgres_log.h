@@ -126,6 +126,8 @@ class PostgresLog final : public Log {
   // Records which server answered.
   void note_server(const PostgresConnection& connection) WHYCACHE_REQUIRES(mutex_);
   bool is_log_deleted(const Deadline& deadline) WHYCACHE_REQUIRES(mutex_);
+  Error unreachable_error(const PostgresFailure& failure, const std::string& message) const
+      WHYCACHE_REQUIRES(mutex_);
   Error connect_error(const PostgresServer& server, const PostgresFailure& failure)
       WHYCACHE_REQUIRES(mutex_);
   Error error(const char* what, const PostgresFailure& failure, IfAnswerLost if_lost,

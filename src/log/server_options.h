@@ -25,6 +25,11 @@ TlsOptions take_tls_options(Url& url, const std::string& prefix = "");
 // The next step if a database server has no connection left for this process.
 inline constexpr char too_many_connections_hint[] =
     " (raise max_connections at the server, or end connections there)";
+// The next step if another host does not answer, and none says why.
+inline constexpr char unreachable_host_hint[] =
+    " (check the network and the firewalls between this machine and the server)";
+inline constexpr char closed_socket_hint[] =
+    " (let this user enter the socket and its directory, or run as a user that may)";
 
 // Reads a file with a secret. `what` is the option that names it. Throws Error(invalid), without
 // any of the contents.

@@ -258,6 +258,28 @@ class LocalMessagesTest(MessageTest):
             user=NOBODY,
         )
 
+    def test_socket_that_this_user_may_not_enter(self):
+        self.require_root()
+        os.chmod(self.directory, 0o755)
+        os.mkdir(f"{self.directory}/own")
+        os.chown(f"{self.directory}/own", NOBODY, NOBODY)
+        os.mkdir(f"{self.directory}/closed", 0o700)
+        path = f"{self.directory}/closed/.s.PGSQL.5432"
+        for url in (f"mysql://u@/d?socket={path}",
+                    f"postgres://u@/d?socket={self.directory}/closed"):
+            self.require_log(url.partition(":")[0])
+            with socket.socket(socket.AF_UNIX) as server:
+                server.bind(path)
+                server.listen()
+                self.check(
+                    "permission",
+                    *("get", "a", "--log", url, "--state", f"{self.directory}/own/x.state"),
+                    message=["cannot connect", path],
+                    next_step="let this user enter the socket",
+                    user=NOBODY,
+                )
+            os.remove(path)
+
     def test_wrong_urls(self):
         for url, message, next_step in (
             ("nosuch://x", "nosuch", "known:"),
@@ -349,14 +371,16 @@ class MysqlMessagesTest(MessageTest):
             client.stdin.write(b"SELECT 'connected';\n")
             client.stdin.flush()
             client.stdout.readline()
-            self.check("unreachable", *self.get(self.follower(), "--deadline", "300ms"),
-                       message="max_user_connections", next_step="max_connections")
+            self.check("unreachable", *self.get(self.follower(), "--deadline", "5s"),
+                       message="max_user_connections", next_step="ALTER USER ... WITH",
+                       wrong=(*WRONG_FOR_LOGS, "raise max_connections"))
 
     def test_server_that_is_away_read_only_or_locked(self):
         for url, message, next_step in (
             (f"mysql://u@127.0.0.1:{servers.free_port()}/d", "127.0.0.1", "start the server"),
             (f"mysql://u@/d?socket={self.directory}/none", "none", "start the server"),
             (f"mysql://u@{UNKNOWN_HOST}/d?tls=off", UNKNOWN_HOST, "name service"),
+            ("mysql://u@255.255.255.255/d?tls=off", "255.255.255.255", "network"),
         ):
             self.check(
                 "unreachable",
@@ -513,6 +537,7 @@ class PostgresMessagesTest(MessageTest):
             (f"postgres://u@127.0.0.1:{port}/d", "Connection refused", "start the server"),
             (f"postgres://u@/d?socket={self.directory}", "No such file", "start the server"),
             (f"postgres://u@{UNKNOWN_HOST}/d?tls=off", UNKNOWN_HOST, "name service"),
+            ("postgres://u@255.255.255.255/d?tls=off", "255.255.255.255", "network"),
         ):
             self.check(
                 "unreachable",
@@ -522,8 +547,9 @@ class PostgresMessagesTest(MessageTest):
                 wrong=(*WRONG_FOR_LOGS, "certificate", "tls_ca"),
             )
         self.server.sql("ALTER ROLE follower CONNECTION LIMIT 0")
-        self.check("unreachable", *self.get(self.url("follower"), "--deadline", "300ms"),
-                   message="too many connections", next_step="max_connections")
+        self.check("unreachable", *self.get(self.url("follower"), "--deadline", "5s"),
+                   message="too many connections for role", next_step="ALTER ROLE",
+                   wrong=(*WRONG_FOR_LOGS, "raise max_connections"))
         locker = subprocess.Popen(
             [self.server.programs / "psql", "-h", self.server.directory, "-p",
              str(self.server.port), "-U", "postgres", "-qtA", "flags"],
