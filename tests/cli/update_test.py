@@ -27,7 +27,8 @@ class UpdateTest(CliTest):
                                                 expect="opened with the state as it is")
                     self.assertNotIn("attempts=", result.err, "it was asked again")
                     *_, message, hint = result.err.splitlines()
-                    self.assertIn("cannot connect", message, "the cause")
+                    # A busy machine may not have learned the cause by the deadline.
+                    self.assertRegex(message, "cannot connect|could not be opened", "the cause")
                     writes = command[0] in ("set", "del")
                     self.assertEqual("nothing was written" in message, writes, message)
 
