@@ -7,6 +7,7 @@
 #include <mysqld_error.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/auxv.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -14,6 +15,8 @@
 #include <charconv>
 #include <cstdlib>
 #include <utility>
+
+#include <whycache/error.h>
 
 #include "base/file.h"
 #include "base/fork_exclusion.h"
@@ -59,7 +62,21 @@ ForkExclusion& fork_exclusion() {
 // before main().
 [[maybe_unused]] const ForkExclusion& early_fork_exclusion = fork_exclusion();
 
+// The client library loads what these variables name, which in a setuid program would run code of
+// the caller. This library does not change the environment of its host, where threads may read it.
+void check_loads_no_code_of_caller() {
+  if (::getauxval(AT_SECURE) == 0) return;
+  for (const char* const name : {"MARIADB_PLUGIN_DIR", "LIBMYSQL_PLUGINS", "LIBMYSQL_PLUGIN_DIR"}) {
+    if (std::getenv(name) == nullptr) continue;
+    throw Error(ErrorKind::invalid,
+                std::string("environment names plugins for the client of MySQL in a program with "
+                            "more rights than its caller: variable=") +
+                    name + " (unset it before the log is opened)");
+  }
+}
+
 MYSQL* create_handle() {
+  check_loads_no_code_of_caller();
   // A child could not use a library that is half initialised.
   const ForkExclusion::NoForkSection inside(fork_exclusion());
   static const bool prepared = [] {

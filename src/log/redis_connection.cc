@@ -340,7 +340,7 @@ void RedisConnection::log_in(const RedisServer& server, const Deadline& deadline
   std::string password;
   if (!server.password_file.empty()) {
     password = read_password_file(server.password_file);
-  } else if (const char* const from_environment = std::getenv("WHYCACHE_REDIS_PASSWORD")) {
+  } else if (const char* const from_environment = ::secure_getenv("WHYCACHE_REDIS_PASSWORD")) {
     password = from_environment;
   }
   if (password.empty() && server.user.empty()) return;

@@ -18,6 +18,7 @@
 
 #include "log/mysql_test_support.h"
 #include "log/root_tests.h"
+#include "log/setuid_program.h"
 
 namespace whycache {
 namespace {
@@ -317,6 +318,19 @@ TEST_F(MysqlLogOpen, url_opens_log_by_tcp_and_by_socket) {
   for (const char* option :
        {"durable=maybe", "tls=on", "password=x", "nosuch=1", "deadline_ms=0", "replica=a%2Fb"}) {
     expect_error(ErrorKind::invalid, [&] { open_log(url + "?" + option); });
+  }
+}
+
+// Otherwise the user that starts the program would choose what code runs with its rights.
+TEST(MysqlLogEnvironment, setuid_program_loads_no_plugin_that_its_caller_names) {
+  const SetuidProgram program;
+  if (!program.is_possible()) GTEST_SKIP() << "NOT TESTED: needs root, and a mount without nosuid";
+  const std::string url = "mysql://127.0.0.1:" + std::to_string(testing::free_port()) + "/flags";
+  const std::string connects = "cannot connect to database";
+  EXPECT_NE(program.run(true, {}, url).find(connects), std::string::npos);
+  for (const std::string name : {"MARIADB_PLUGIN_DIR", "LIBMYSQL_PLUGINS"}) {
+    EXPECT_NE(program.run(true, {name + "=/tmp"}, url).find("variable=" + name), std::string::npos);
+    EXPECT_NE(program.run(false, {name + "=/tmp"}, url).find(connects), std::string::npos);
   }
 }
 
