@@ -58,9 +58,10 @@ constexpr char set_up_writing_sql[] =
     "pg_catalog.set_config('synchronous_commit', CASE pg_catalog.current_setting("
     "'synchronous_commit') WHEN 'off' THEN $3 ELSE pg_catalog.current_setting("
     "'synchronous_commit') END, true)";
-// For the session. Value: the time limit of each statement.
+// As set_up_sql, but for the session, so that reads outside of transactions have these settings.
 constexpr char set_up_session_sql[] =
-    "SELECT pg_catalog.set_config('statement_timeout', $1, false), "
+    "SELECT pg_catalog.pg_postmaster_start_time(), $1, "
+    "pg_catalog.set_config('statement_timeout', $2, false), "
     "pg_catalog.set_config('lock_timeout', '0', false), "
     "pg_catalog.set_config('default_transaction_isolation', 'read committed', false)";
 constexpr char read_facts_sql[] = R"(
@@ -556,7 +557,7 @@ std::vector<PostgresRows> PostgresConnection::run_pipeline(
         }
       } else if (!failure && status != PGRES_PIPELINE_ABORTED) {
         failure = result.failure();
-        const bool in_begin = answers.empty() && !before.empty();
+        const bool in_begin = answers.empty() && !before.empty();  // `before` starts with BEGIN
         // "cannot set transaction read-write mode during recovery"
         if (in_begin && failure->is("0A000")) failure->sqlstate = "25006";
       }
@@ -640,17 +641,21 @@ std::vector<PostgresRows> PostgresConnection::transact(
 PostgresRows PostgresConnection::query(const PostgresStatement& statement,
                                        const Deadline& deadline) {
   const std::chrono::milliseconds needed = statement_limit(deadline);
-  if (is_pooled_ || needed * 7 / 8 < session_limit_min)
+  const std::chrono::milliseconds limit = needed * 7 / 8;
+  if (is_pooled_ || limit < session_limit_min)
     return std::move(transact(PostgresAccess::read, {&statement, 1}, deadline)[0]);
-  // One statement needs no BEGIN and no COMMIT. The limit stays until it differs too much.
-  const bool is_limit_set = session_limit_ <= needed && session_limit_ >= needed * 3 / 4;
-  const std::chrono::milliseconds limit = is_limit_set ? session_limit_ : needed * 7 / 8;
+  // The limit of the session stays until it differs too much.
+  if (session_limit_ <= needed && session_limit_ >= needed * 3 / 4)
+    return std::move(run_pipeline({}, {&statement, 1}, {}, deadline)[0]);
   const std::string limit_ms = std::to_string(limit.count());
-  const PostgresStatement set_limit{set_up_session_sql, {PostgresValue::text(limit_ms)}};
-  const std::span<const PostgresStatement> before(&set_limit, is_limit_set ? 0 : 1);
-  std::vector<PostgresRows> answers = run_pipeline(before, {&statement, 1}, {}, deadline);
+  const PostgresStatement before[] = {
+      {begin_reading_sql},
+      {set_up_session_sql, {PostgresValue::number(++transaction_), PostgresValue::text(limit_ms)}}};
+  const PostgresStatement after[] = {{commit_sql}};
+  session_limit_ = std::chrono::milliseconds(0);  // unknown if the commit fails
+  std::vector<PostgresRows> answers = run_or_roll_back(before, {&statement, 1}, after, deadline);
   session_limit_ = limit;
-  return std::move(answers.back());
+  return std::move(answers[0]);
 }
 
 std::uint64_t PostgresConnection::run(const PostgresStatement& statement,
