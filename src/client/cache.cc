@@ -295,6 +295,7 @@ class Cache::Impl {
   int notify_fd() const {
     state();
     ProcessContext& context = context_of_this_process();
+    context.session.refuse_in_callback();
     const MutexLock lock(context.lifecycle_mutex);
     // Another thread may have closed the cache meanwhile.
     return context.notifier.start(state_if_open() != nullptr);

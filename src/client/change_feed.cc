@@ -138,6 +138,7 @@ StateInfo Changes::Feed::read_state(Session& session) const {
     if (error.kind() != ErrorKind::unavailable) throw;
   }
   // Another file has taken the place of the state, perhaps of another log.
+  session.refuse_in_callback();
   Backoff backoff(session.options.deadline, options_.stop);
   if (source_ == Source::ring_and_log) {
     follow(session, backoff);
@@ -154,6 +155,7 @@ StateInfo Changes::Feed::read_state(Session& session) const {
 // more than this one.
 void Changes::Feed::begin(Session& session, StateInfo& info) {
   if (position_id_ > info.applied_id && source_ == Source::ring_and_log) {
+    session.refuse_in_callback();
     Backoff backoff(session.options.deadline, options_.stop);
     follow(session, backoff, 0, zero_staleness);
     info = session.state.info();
@@ -193,6 +195,7 @@ bool Changes::Feed::take_from_ring(const StateInfo& info) {
 }
 
 void Changes::Feed::read_log(Session& session, const StateInfo& info) {
+  session.refuse_in_callback();
   Backoff backoff(session.options.deadline, options_.stop);
   page_ = session.call_log_with_retries(backoff, [&](Log& log) {
     return read_page(log, first_id_to_read(position_id_), info.applied_id);
@@ -273,6 +276,7 @@ void Changes::Feed::reset_to(const StateInfo& info, std::string why) {
 }
 
 bool Changes::Feed::wait_for_update(Session& session, const Deadline& deadline) const {
+  if (!deadline.passed()) session.refuse_in_callback();
   // The wait ends for the stop of the feed, and for closing.
   std::stop_source stop;
   const auto request_stop = [&] { stop.request_stop(); };

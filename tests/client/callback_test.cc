@@ -28,6 +28,10 @@ void expect_reads_only(Cache& cache, std::string_view reason) {
   refuses([&] { cache.update(); });
   refuses([&] { cache.rewrite_history(); });
   refuses([&] { cache.close_shared_state(); });
+  refuses([&] { static_cast<void>(cache.notify_fd()); });
+  refuses(
+      [&] { static_cast<void>(cache.changes(cache.applied_id() + 1'000).next(milliseconds(0))); });
+  refuses([&] { static_cast<void>(cache.changes(cache.applied_id()).next()); });
 }
 
 TEST(Callback, validator_reads_the_cache_and_is_refused_what_needs_the_log) {
