@@ -641,11 +641,11 @@ std::vector<PostgresRows> PostgresConnection::transact(
 PostgresRows PostgresConnection::query(const PostgresStatement& statement,
                                        const Deadline& deadline) {
   const std::chrono::milliseconds needed = statement_limit(deadline);
-  const std::chrono::milliseconds limit = needed * 7 / 8;
+  const std::chrono::milliseconds limit = needed * 31 / 32;
   if (is_pooled_ || limit < session_limit_min)
     return std::move(transact(PostgresAccess::read, {&statement, 1}, deadline)[0]);
-  // The limit of the session stays until it differs too much.
-  if (session_limit_ <= needed && session_limit_ >= needed * 3 / 4)
+  // The limit of the session stays while it ends a statement at most 5% too early.
+  if (session_limit_ <= needed && session_limit_ >= needed * 95 / 100)
     return std::move(run_pipeline({}, {&statement, 1}, {}, deadline)[0]);
   const std::string limit_ms = std::to_string(limit.count());
   const PostgresStatement before[] = {

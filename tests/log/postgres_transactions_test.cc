@@ -6,7 +6,9 @@
 #include <thread>
 #include <vector>
 
+#include "log/postgres_connection.h"
 #include "log/postgres_test_support.h"
+#include "log/statement_time.h"
 #include "support/child_process.h"
 
 namespace whycache {
@@ -233,6 +235,21 @@ TEST_F(PostgresLogTransactions, deadlocked_append_is_retried) {
 }
 
 // --- The session. ---
+
+TEST_F(PostgresLogTransactions, read_may_use_nearly_all_of_its_deadline) {
+  using std::chrono::seconds;
+  PostgresStore store;
+  PostgresConnection connection(store.options().server, Deadline(seconds(20)));
+  // So long that the time that the calls take does not matter.
+  for (const int deadline_s : {1'000, 990, 900, 800, 1'000, 1'040, 1'200, 3'000}) {
+    const PostgresRows rows =
+        connection.query({"SELECT setting FROM pg_settings WHERE name = 'statement_timeout'"},
+                         Deadline(seconds(deadline_s)));
+    const int limit_ms = std::stoi(std::string(rows.at(0, 0).value_or("0")));
+    EXPECT_LE(limit_ms, statement_time(seconds(deadline_s)).count()) << deadline_s;
+    EXPECT_GT(limit_ms, statement_time(seconds(deadline_s)).count() * 92 / 100) << deadline_s;
+  }
+}
 
 TEST_F(PostgresLogTransactions, defaults_of_database_change_nothing) {
   PostgresStore store;
