@@ -646,7 +646,7 @@ PostgresRows PostgresConnection::query(const PostgresStatement& statement,
     return std::move(transact(PostgresAccess::read, {&statement, 1}, deadline)[0]);
   // The limit of the session stays while it ends a statement at most 5% too early.
   if (session_limit_ <= needed && session_limit_ >= needed * 95 / 100)
-    return std::move(run_pipeline({}, {&statement, 1}, {}, deadline)[0]);
+    return query_alone(statement, deadline);
   const std::string limit_ms = std::to_string(limit.count());
   const PostgresStatement before[] = {
       {begin_reading_sql},
@@ -656,6 +656,25 @@ PostgresRows PostgresConnection::query(const PostgresStatement& statement,
   std::vector<PostgresRows> answers = run_or_roll_back(before, {&statement, 1}, after, deadline);
   session_limit_ = limit;
   return std::move(answers[0]);
+}
+
+// Runs one statement without BEGIN and COMMIT. Each row has two more columns, which tell whether it
+// is the answer to this statement, and by which server.
+PostgresRows PostgresConnection::query_alone(const PostgresStatement& statement,
+                                             const Deadline& deadline) {
+  PostgresStatement checked = statement;
+  checked.values.push_back(PostgresValue::number(++transaction_));
+  checked.sql = "SELECT answer.*, pg_catalog.pg_postmaster_start_time(), $" +
+                std::to_string(checked.values.size()) + " FROM (" + statement.sql + ") AS answer";
+  PostgresRows rows = std::move(run_pipeline({}, {&checked, 1}, {}, deadline)[0]);
+  if (rows.count() == 0) return rows;
+  const int columns = rows.column_count();
+  if (rows.number(0, columns - 1) != transaction_) throw_lost("answer to another transaction");
+  const std::uint64_t server_start = rows.number(0, columns - 2);
+  // The session of another server has limits of its own.
+  if (std::exchange(server_start_, server_start) != server_start)
+    session_limit_ = std::chrono::milliseconds(0);
+  return rows;
 }
 
 std::uint64_t PostgresConnection::run(const PostgresStatement& statement,

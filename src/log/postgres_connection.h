@@ -80,6 +80,7 @@ class PostgresRows {
   // Why the statement failed.
   PostgresFailure failure() const;
   int count() const { return PQntuples(result_.get()); }
+  int column_count() const { return PQnfields(result_.get()); }
   // How many rows a statement changed.
   std::uint64_t changed() const;
   // Returns a value; nullopt if it is NULL.
@@ -124,8 +125,8 @@ class PostgresConnection {
   bool is_pooled() const { return is_pooled_; }
   // Whether the connection was not closed while it was idle. Takes no round trip.
   bool is_alive() noexcept;
-  // The time at which the server that ran the last transaction was started. Through a pooler, each
-  // may have run on another server.
+  // The time at which the server that ran the last transaction was started; if it returned no row,
+  // the one before. Through a pooler, each may have run on another server.
   std::uint64_t server_start() const { return server_start_; }
   // Returns the TLS session of libpq, an SSL of OpenSSL; null without TLS.
   void* tls_session() const { return PQsslStruct(connection_, "OpenSSL"); }
@@ -137,6 +138,7 @@ class PostgresConnection {
   std::vector<PostgresRows> transact(PostgresAccess access,
                                      std::span<const PostgresStatement> statements,
                                      const Deadline& deadline);
+  // Runs a statement that begins with SELECT.
   PostgresRows query(const PostgresStatement& statement, const Deadline& deadline);
   // Returns how many rows changed.
   std::uint64_t run(const PostgresStatement& statement, const Deadline& deadline);
@@ -180,6 +182,7 @@ class PostgresConnection {
                                              std::span<const PostgresStatement> statements,
                                              std::span<const PostgresStatement> after,
                                              const Deadline& deadline);
+  PostgresRows query_alone(const PostgresStatement& statement, const Deadline& deadline);
   PGresult* next_result(const Deadline& deadline);
   void discard_unread_answers(const Deadline& deadline);
   void receive_input();

@@ -251,6 +251,24 @@ TEST_F(PostgresLogTransactions, read_may_use_nearly_all_of_its_deadline) {
   }
 }
 
+// A balancer may lead one connection of a client to several servers.
+TEST_F(PostgresLogTransactions, answer_by_another_server_is_noticed_by_a_read) {
+  PostgresTestServer server;
+  PostgresStore store(server);
+  const auto log = store.open();
+  append_up_to(*log, 3);
+  EXPECT_EQ(updates_of(*log).size(), 3U);
+  PostgresClient(server, store.database())
+      .run(
+          "CREATE OR REPLACE FUNCTION pg_catalog.pg_postmaster_start_time() RETURNS timestamptz "
+          "LANGUAGE sql STABLE AS $$ SELECT timestamptz '2001-01-01' $$");
+  EXPECT_EQ(log->extent().head, 3U);
+  expect_error(
+      ErrorKind::unavailable, [&] { log->append(4, "x"); }, "was not read over the new one");
+  EXPECT_EQ(updates_of(*log).size(), 3U);
+  EXPECT_EQ(log->append(4, "x"), Appended::yes);
+}
+
 TEST_F(PostgresLogTransactions, defaults_of_database_change_nothing) {
   PostgresStore store;
   append_up_to(*store.open(), 3);
