@@ -417,9 +417,7 @@ std::optional<RedisReply> RedisConnection::await(std::uint64_t number, const Dea
   for (bool has_received = false;; has_received = true) {
     transport_->send(queued_);
     while (std::optional<RedisReply> reply = next_reply()) {
-      const std::uint64_t answered = ++answered_count_;
-      waits_since_ns_ = answered_count_ == sent_count_ ? 0 : boot_time_ns();
-      if (answered == number) return reply;
+      if (answered_count_ == number) return reply;
     }
     // Parts of an answer may arrive all the time.
     if (has_received && deadline.passed()) return std::nullopt;
@@ -427,6 +425,12 @@ std::optional<RedisReply> RedisConnection::await(std::uint64_t number, const Dea
     const short events = static_cast<short>(has_sent_all ? POLLIN : POLLIN | POLLOUT);
     if (!transport_->has_received() && !wait_for_socket(events, deadline)) return std::nullopt;
     receive();
+  }
+}
+
+void RedisConnection::skip_received() {
+  receive();
+  while (next_reply()) {
   }
 }
 
@@ -475,6 +479,8 @@ std::optional<RedisReply> RedisConnection::next_reply() {
   unparsed_bytes_ = 0;
   reply_functions_->element_count = 0;
   if (answered_count_ == sent_count_) throw RedisFailure{false, "answer was not asked for"};
+  ++answered_count_;
+  waits_since_ns_ = answered_count_ == sent_count_ ? 0 : boot_time_ns();
   return to_reply(*static_cast<const redisReply*>(found));
 }
 

@@ -79,6 +79,8 @@ class RedisConnection {
 
   // Queues a command. Returns its number.
   std::uint64_t send(std::span<const std::string_view> words);
+  // Drops the answers that have arrived, without waiting. Throws RedisFailure.
+  void skip_received();
   // Returns the answer to a command, and drops those to commands before it: several that were sent
   // have to be awaited in their order. Returns nullopt if the deadline passes first; the caller may
   // ask again. Throws RedisFailure if the connection is lost.

@@ -341,7 +341,8 @@ std::optional<RedisReply> RedisStore::request(
   }
   const Deadline deadline = CallLimit::deadline(timeout_);
   try {
-    // A caller with a shorter limit may have left an answer behind.
+    // A caller with a shorter limit may have left an answer behind, which has arrived since.
+    if (connection_ && connection_->waits_since_ns() != 0) connection_->skip_received();
     const std::int64_t waits_since_ns = connection_ ? connection_->waits_since_ns() : 0;
     if (waits_since_ns != 0 && began_at_ns - waits_since_ns > timeout_ns) {
       mark_unavailable();
