@@ -25,6 +25,7 @@
 
 #include "base/call_limit.h"
 #include "log/child.h"
+#include "log/setuid_program.h"
 #include "log/stores.h"
 #include "log/tiered_log.h"
 #include "support/program.h"
@@ -61,6 +62,14 @@ TierStore::HeadChange change_of(std::optional<TierStore::StoredHead> found, Upda
   return {.found = std::move(found), .head = head, .make_record = [head] {
             return "head " + std::to_string(head);
           }};
+}
+
+// Returns how often the server has run a command.
+int calls_of(RedisClient& client, const std::string& command) {
+  const std::string text = client.run({"INFO", "commandstats"}).at(0);
+  const std::string name = "cmdstat_" + command + ":calls=";
+  const std::size_t at = text.find(name);
+  return at == std::string::npos ? 0 : std::stoi(text.substr(at + name.size()));
 }
 
 class RedisStoreTest : public ::testing::Test {
@@ -435,17 +444,39 @@ TEST_F(RedisStoreTest, replica_that_takes_over_is_empty_each_time) {
   }
 }
 
-// A client that stays connected gets no word of it.
-TEST_F(RedisStoreTest, primary_that_becomes_a_replica_is_empty) {
-  ASSERT_EQ(publish(1, {"a"}), HeadResult::stored);
-  RedisTestServer other({"--replicaof", "127.0.0.1 " + std::to_string(server->port())});
+// Makes a server a replica of `other`, which has another head record.
+void demote(RedisTestServer& server, RedisTestServer& other) {
+  RedisClient(other).run({"REPLICAOF", "127.0.0.1", std::to_string(server.port())});
   expect_replicating(other);
   RedisClient client(other);
   client.run({"REPLICAOF", "NO", "ONE"});
   client.run({"SET", client.run({"KEYS", "*head"}).at(0), "head of another time"});
-  RedisClient(*server).run({"REPLICAOF", "127.0.0.1", std::to_string(other.port())});
-  expect_replicating(*server);
+  RedisClient(server).run({"REPLICAOF", "127.0.0.1", std::to_string(other.port())});
+  expect_replicating(server);
+}
+
+// A client that stays connected gets no word of it.
+TEST_F(RedisStoreTest, primary_that_becomes_a_replica_is_empty) {
+  ASSERT_EQ(publish(1, {"a"}), HeadResult::stored);
+  RedisTestServer other;
+  demote(*server, other);
   EXPECT_FALSE(store->get_head(key_prefix).has_value());
+  const auto found = store->get_head(key_prefix);
+  ASSERT_TRUE(found.has_value());
+  EXPECT_FALSE(found->head.has_value());
+}
+
+// The request of a thread that was woken asks for the head and for the data at once.
+TEST_F(RedisStoreTest, primary_that_becomes_a_replica_is_empty_for_woken_thread) {
+  ASSERT_EQ(publish(1, {"a"}), HeadResult::stored);
+  ASSERT_TRUE(store->get_head(key_prefix).has_value());  // no longer a new record
+  ASSERT_TRUE(store->wait(key_prefix, 0, seconds(30)));
+  RedisTestServer other;
+  demote(*server, other);
+  RedisClient client(*server);
+  client.run({"CONFIG", "RESETSTAT"});
+  EXPECT_FALSE(store->get_head(key_prefix).has_value());
+  EXPECT_EQ(calls_of(client, "info"), 1);
   const auto found = store->get_head(key_prefix);
   ASSERT_TRUE(found.has_value());
   EXPECT_FALSE(found->head.has_value());
@@ -487,6 +518,21 @@ std::vector<std::string> documented_permissions() {
   const std::size_t begin = text.find("-@all");
   std::istringstream words(text.substr(begin, text.find("\n\n", begin) - begin));
   return {std::istream_iterator<std::string>(words), {}};
+}
+
+TEST_F(RedisStoreTest, setuid_program_does_not_log_in_with_password_of_its_caller) {
+  const SetuidProgram program;
+  if (!program.is_possible()) GTEST_SKIP() << "NOT TESTED: needs root, and a mount without nosuid";
+  RedisTestServer closed({"--requirepass", "secret"});
+  const testing::TemporaryDirectory directory;
+  ASSERT_EQ(::chmod(directory.path().c_str(), 0777), 0);
+  for (const bool is_setuid : {false, true}) {
+    const std::string url = "redis+file://" + directory.file(is_setuid ? "setuid" : "plain") +
+                            "?redis=" + closed.address();
+    const std::string output = program.run(is_setuid, {"WHYCACHE_REDIS_PASSWORD=secret"}, url);
+    EXPECT_EQ(output.find("NOAUTH") != std::string::npos, is_setuid) << output;
+    EXPECT_EQ(output == "opened\n", !is_setuid) << output;
+  }
 }
 
 TEST_F(RedisStoreTest, user_needs_only_what_the_documentation_lists) {
@@ -567,12 +613,7 @@ TEST_F(RedisStoreTest, new_connection_to_a_promoted_replica_is_written_to_at_onc
 // The script is longer than most updates.
 TEST_F(RedisStoreTest, script_is_sent_once) {
   RedisClient client(*server);
-  const auto calls = [&](const std::string& command) {
-    const std::string text = client.run({"INFO", "commandstats"}).at(0);
-    const std::string name = "cmdstat_" + command + ":calls=";
-    const std::size_t at = text.find(name);
-    return at == std::string::npos ? 0 : std::stoi(text.substr(at + name.size()));
-  };
+  const auto calls = [&](const std::string& command) { return calls_of(client, command); };
   for (UpdateId id = 1; id <= 10; ++id) ASSERT_EQ(publish(id, {"x"}), HeadResult::stored);
   EXPECT_EQ(calls("eval"), 1);
   client.run({"SCRIPT", "FLUSH"});
@@ -756,6 +797,22 @@ TEST_F(RedisStoreTest, short_deadline_of_a_caller_leaves_the_connection_usable) 
   const auto found = store->get_head(key_prefix);
   ASSERT_TRUE(found && found->head);
   EXPECT_EQ(found->head->bytes, "head 1");
+}
+
+TEST_F(RedisStoreTest, answer_left_behind_long_ago_leaves_the_connection_usable) {
+  ASSERT_EQ(publish(1, {"a"}), HeadResult::stored);
+  RedisClient client(*server);
+  const std::string connections = client.info("total_connections_received");
+  server->pause();
+  {
+    const Deadline deadline(milliseconds(20));
+    const CallLimit limit(deadline);
+    EXPECT_FALSE(store->get_updates(key_prefix, 1, 1).has_value());
+  }
+  server->resume();
+  std::this_thread::sleep_for(milliseconds(2'100));  // longer than the timeout
+  EXPECT_TRUE(store->get_head(key_prefix).has_value());
+  EXPECT_EQ(client.info("total_connections_received"), connections);
 }
 
 // After a new head record, the store asks whether the server is still the same.
