@@ -3,30 +3,39 @@
 
 #include <whycache/cache.h>
 
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
 #include <cerrno>
 #include <cstddef>
 #include <filesystem>
-#include <fstream>
 #include <map>
 #include <optional>
 #include <random>
 #include <string>
 
+#include "base/file.h"
 #include "log/root_tests.h"
 #include "log/server_test_support.h"
 
 namespace whycache {
 
-// Fills the disk that contains the file up to `bytes_left`.
+// Fills the disk that contains the file up to `bytes_left`. Others may write there meanwhile.
 inline void fill_disk(const std::string& filler, std::size_t bytes_left) {
   const std::filesystem::path directory = std::filesystem::path(filler).parent_path();
   const std::size_t available = std::filesystem::space(directory).available;
   require(available > bytes_left, "there is room to fill");
   const std::string bytes(std::size_t{1} << 20, 'x');
-  std::ofstream file(filler, std::ios::binary);
-  for (std::size_t written = 0; written + bytes_left < available; written += bytes.size())
-    file << bytes;
-  require(static_cast<bool>(file.flush()), "fill the disk");
+  const FileDescriptor file(::open(filler.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
+  require(static_cast<bool>(file), "create the file that fills the disk");
+  for (std::size_t written = 0; written + bytes_left < available;) {
+    const std::size_t wanted = std::min(bytes.size(), available - bytes_left - written);
+    const ssize_t size = ::write(file.number(), bytes.data(), wanted);
+    if (size < 0 && errno == ENOSPC && bytes_left == 0) return;
+    require(size > 0, "fill the disk");
+    written += static_cast<std::size_t>(size);
+  }
 }
 
 // Returns random bytes, which no compression makes smaller.
