@@ -44,12 +44,15 @@ constexpr char begin_reading_sql[] = "BEGIN ISOLATION LEVEL READ COMMITTED, READ
 constexpr char begin_writing_sql[] = "BEGIN ISOLATION LEVEL READ COMMITTED, READ WRITE";
 constexpr char commit_sql[] = "COMMIT";
 // Values: the number of the transaction, which is in the answer; the time limit of each statement
-// in milliseconds. synchronous_commit is only ever raised: a session of a pooler may have inherited
-// it from another program. A warning says that a commit did not wait for the synchronous replica.
+// in milliseconds. Rows have the order in which a subquery returned them only if no workers in
+// parallel collect them. synchronous_commit is only ever raised: a session of a pooler may have
+// inherited it from another program. A warning says that a commit did not wait for the synchronous
+// replica.
 constexpr char set_up_sql[] =
     "SELECT pg_catalog.pg_postmaster_start_time(), $1, "
     "pg_catalog.set_config('statement_timeout', $2, true), "
-    "pg_catalog.set_config('lock_timeout', '0', true)";
+    "pg_catalog.set_config('lock_timeout', '0', true), "
+    "pg_catalog.set_config('max_parallel_workers_per_gather', '0', true)";
 constexpr char set_up_writing_sql[] =
     "SELECT pg_catalog.pg_postmaster_start_time(), $1, "
     "pg_catalog.set_config('statement_timeout', $2, true), "
@@ -63,6 +66,7 @@ constexpr char set_up_session_sql[] =
     "SELECT pg_catalog.pg_postmaster_start_time(), $1, "
     "pg_catalog.set_config('statement_timeout', $2, false), "
     "pg_catalog.set_config('lock_timeout', '0', false), "
+    "pg_catalog.set_config('max_parallel_workers_per_gather', '0', false), "
     "pg_catalog.set_config('default_transaction_isolation', 'read committed', false)";
 constexpr char read_facts_sql[] = R"(
   SELECT pg_catalog.pg_backend_pid(), pg_catalog.pg_is_in_recovery(),

@@ -277,6 +277,8 @@ TEST_F(PostgresLogTransactions, defaults_of_database_change_nothing) {
         "bytea_output = 'escape'", "DateStyle = 'German'", "statement_timeout = '20s'",
         "lock_timeout = '1ms'", "standard_conforming_strings = off",
         "default_toast_compression = 'pglz'", "IntervalStyle = 'iso_8601'", "row_security = off",
+        "parallel_setup_cost = 0", "parallel_tuple_cost = 0", "min_parallel_table_scan_size = 0",
+        "min_parallel_index_scan_size = 0", "max_parallel_workers_per_gather = 4",
         "client_min_messages = 'error'", "default_transaction_read_only = on"}) {
     store.run("ALTER DATABASE " + store.database() + " SET " + setting);
   }
