@@ -259,7 +259,11 @@ void ask_before_write(const Target& target, const std::function<void()>& ask) {
     const bool is_away =
         error.kind() == ErrorKind::unavailable || error.kind() == ErrorKind::uncertain;
     if (!target.writes || !is_away) throw;
-    throw Error(ErrorKind::unavailable, std::string("nothing was written: ") + error.what(),
+    const std::string message = error.what();
+    constexpr std::string_view nothing_written = "nothing was written";
+    const bool says_it = message.find(nothing_written) != std::string::npos;
+    throw Error(ErrorKind::unavailable,
+                says_it ? message : std::string(nothing_written) + ": " + message,
                 error.system_error());
   }
 }

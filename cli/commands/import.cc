@@ -162,9 +162,18 @@ class Importer {
     require_consent(view, mirror_.keys_to_erase().size());
   }
 
+  void update_before_erasing() {
+    try {
+      cache_->update();
+    } catch (const Error& error) {
+      progress_.hide();
+      throw Error(error.kind(), completed_message() + ": " + error.what(), error.system_error());
+    }
+  }
+
   // Counts the present keys that the rest of the input erases, beside those in erased_keys_.
   void count_erased_keys() {
-    cache_->update();
+    update_before_erasing();
     const bool is_limited = !arguments_.erase.yes || arguments_.erase.erase_max.has_value();
     if (is_limited || cache_->contains(log_guards_key)) {
       input_.hold();

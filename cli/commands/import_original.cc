@@ -49,8 +49,8 @@ ExitCode import_original_log(const ImportOriginalArguments& arguments, Output& o
   const OriginalData data = read_original(arguments.source, arguments.skips);
   std::unique_ptr<Cache> cache;
   if (!arguments.dry_run) {
-    cache = open_cache(arguments.target);
-    cache->update();
+    cache = open_cache_with_log(arguments.target);
+    ask_before_write(arguments.target, [&] { cache->update(); });
     check_is_empty(*cache, arguments.yes);
   }
   for (const OriginalData::Skipped& skipped : data.skipped)

@@ -10,6 +10,7 @@
 #include "client/follow.h"
 #include "client/guards.h"
 #include "client/rebuild.h"
+#include "client/write_outcome.h"
 #include "state/read/pin.h"
 #include "state/write/writer.h"
 #include "update/format.h"
@@ -25,31 +26,15 @@ constexpr std::int64_t append_staleness_max_ns = 100'000'000;
 // How long applying an update that was appended at the last moment may take beyond the deadline.
 constexpr std::chrono::milliseconds apply_time_min{25};
 
-// Makes the message say that the log has nothing of the write, for kinds of which callers may doubt
-// it.
-LogError with_nothing_written(const LogError& error) {
-  if (error.kind() != ErrorKind::limit && error.kind() != ErrorKind::unavailable) return error;
-  return LogError(error.kind(), std::string("nothing was written: ") + error.what(),
-                  error.system_error(), error.gave_up());
-}
-
 // Follows before a write, or after another update took its id.
 void follow_before_write(Session& session, Backoff& backoff) {
-  try {
-    follow(session, backoff);
-  } catch (const LogError& error) {
-    throw LogError(with_nothing_written(error));
-  } catch (const Error& error) {
-    if (error.kind() != ErrorKind::limit) throw;
-    throw Error(error.kind(), std::string("nothing was written: ") + error.what(),
-                error.system_error());
-  }
+  before_write([&] { return follow(session, backoff); });
 }
 
 }  // namespace
 
 HeldLock Appender::lock_and_follow(Backoff& backoff) {
-  HeldLock lock = session_.lock_for_log(StateLock::append, backoff);
+  HeldLock lock = before_write([&] { return session_.lock_for_log(StateLock::append, backoff); });
   session_.state.switch_if_replaced(backoff.deadline());
   if (!store_asked_since(session_.state, boot_time_ns() - append_staleness_max_ns) ||
       !session_.state.usable() || !session_.has_followed() ||

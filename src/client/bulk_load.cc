@@ -1,5 +1,7 @@
 #include "client/bulk_load.h"
 
+#include "client/write_outcome.h"
+
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -66,7 +68,7 @@ UpdateId bulk_load(const std::function<std::optional<Item>()>& next, std::size_t
           error.kind() == ErrorKind::unavailable || error.kind() == ErrorKind::conflict;
       throw Error(says_nothing_was_written ? ErrorKind::uncertain : error.kind(),
                   "filling stopped midway: items_written=" + std::to_string(written) +
-                      " last_id=" + std::to_string(last_id) + ": " + error.what(),
+                      " last_id=" + std::to_string(last_id) + ": " + message_of_later_update(error),
                   error.system_error());
     }
     written += batch.count();

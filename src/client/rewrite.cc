@@ -16,6 +16,7 @@
 #include "client/guards.h"
 #include "client/log_page.h"
 #include "client/rebuild.h"
+#include "client/write_outcome.h"
 #include "state/read/pin.h"
 #include "state/write/builder.h"
 
@@ -107,7 +108,8 @@ void check_note(const std::string& note) {
 
 // Throws what the log throws if this process may not rewrite it.
 void check_may_rewrite(Session& session, Backoff& backoff) {
-  session.call_log_with_retries(backoff, [](Log& log) { log.check_may_rewrite(); });
+  before_write(
+      [&] { session.call_log_with_retries(backoff, [](Log& log) { log.check_may_rewrite(); }); });
 }
 
 // The base has to end with an update that the log has. The log may have been restored, or may have
@@ -192,7 +194,8 @@ Error error_after_erasing(const Error& error, UpdateId id) {
       std::string(is_in_doubt
                       ? "keys are erased, and the history may or may not have been rewritten"
                       : "keys are erased, but the history was not rewritten") +
-          ": last_id=" + std::to_string(id) + ": " + to_string(error.kind()) + ": " + error.what(),
+          ": last_id=" + std::to_string(id) + ": " + to_string(error.kind()) + ": " +
+          message_of_later_update(error),
       error.system_error());
 }
 
@@ -281,8 +284,10 @@ void erase_refused_keys(Session& session, Appender& appender, const RewriteOptio
 UpdateId rewrite(Session& session, Appender& appender, const RewriteOptions& options,
                  UpdateId& erased_by) {
   Backoff backoff(session.options.deadline, options.stop);
-  session.throw_if_stopped(backoff);
-  const UpdateId head = follow(session, backoff);
+  const UpdateId head = before_write([&] {
+    session.throw_if_stopped(backoff);
+    return follow(session, backoff);
+  });
   if (options.limit > head) {
     throw Error(ErrorKind::invalid, "cannot rewrite history beyond the head of the log: limit=" +
                                         std::to_string(options.limit) +
@@ -294,12 +299,14 @@ UpdateId rewrite(Session& session, Appender& appender, const RewriteOptions& opt
     erase_refused_keys(session, appender, options, backoff, erased_by);
   }
   backoff.reset();
-  session.throw_if_stopped(backoff);
+  before_write([&] { session.throw_if_stopped(backoff); });
 
   const SharedPin pin = session.state.pin();
   const UpdateId limit = options.limit == 0 ? pin->id() : options.limit;
-  const UpdateId base =
-      session.call_log_with_retries(backoff, [](Log& log) { return log.extent(); }).base;
+  const Extent extent = before_write([&] {
+    return session.call_log_with_retries(backoff, [](Log& log) { return log.extent(); });
+  });
+  const UpdateId base = extent.base;
   if (limit <= base) return base == 0 ? base : remove_rewrite_leftovers(session, limit, backoff);
   if (limit == pin->id()) return write_entries(session, pin, options.note, backoff);
 

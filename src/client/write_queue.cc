@@ -12,6 +12,7 @@
 #include "base/signals.h"
 #include "client/follow.h"
 #include "client/guards.h"
+#include "client/write_outcome.h"
 #include "update/format.h"
 
 namespace whycache {
@@ -42,15 +43,11 @@ std::size_t byte_count(std::span<const Change> changes) {
 // The error of a split batch whose first updates are written. The caller must learn how far it got.
 Error partial_write_error(const Error& error, std::size_t written, std::size_t all,
                           UpdateId last_id) {
-  // The error is that of one update. Earlier updates of the batch are in the log.
-  static constexpr std::string_view nothing = "nothing was written";
-  std::string reason = error.what();
-  if (const std::size_t at = reason.find(nothing); at != std::string::npos)
-    reason.replace(at, nothing.size(), "nothing of this update was written");
   return Error(ErrorKind::uncertain,
                "stopped midway, the first changes of the batch are written: changes_written=" +
-                   std::to_string(written) + " of=" + std::to_string(all) + " last_id=" +
-                   std::to_string(last_id) + ": " + to_string(error.kind()) + ": " + reason,
+                   std::to_string(written) + " of=" + std::to_string(all) +
+                   " last_id=" + std::to_string(last_id) + ": " + to_string(error.kind()) + ": " +
+                   message_of_later_update(error),
                error.system_error());
 }
 

@@ -1,11 +1,36 @@
 """whycache update: the applied id, and waiting for one."""
 
+import contextlib
 import socket
 import threading
 import time
 
 import servers
 from support import CliTest, main
+
+
+@contextlib.contextmanager
+def server_that_closes_late():
+    """Yields a port, and the list of the connections made there, each closed after 1.2 s."""
+    with socket.create_server(("127.0.0.1", 0)) as late:
+        asked = []
+
+        def serve():
+            while True:
+                try:
+                    connection = late.accept()[0]
+                except OSError:  # the end of the test
+                    return
+                asked.append(connection)
+                threading.Timer(1.2, connection.close).start()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield late.getsockname()[1], asked
+        finally:
+            late.shutdown(socket.SHUT_RDWR)
+            thread.join()
 
 
 class UpdateTest(CliTest):
@@ -36,32 +61,14 @@ class UpdateTest(CliTest):
         """A connection takes more than half of the deadline, so there is no time for three."""
         self.require_log("mysql")
         self.machine.ok("set", "a", "1")
-        with socket.create_server(("127.0.0.1", 0)) as late:
-            asked = []
-
-            def serve():
-                while True:
-                    try:
-                        connection = late.accept()[0]
-                    except OSError:  # the end of the test
-                        return
-                    asked.append(connection)
-                    threading.Timer(1.2, connection.close).start()
-
-            thread = threading.Thread(target=serve)
-            thread.start()
-            try:
-                url = f"mysql://u@127.0.0.1:{late.getsockname()[1]}/d"
-                for command in (("set", "a", "2"), ("del", "a"), ("add", "n", "1"), ("rebuild",),
-                                ("rewrite", "--yes"), ("update",)):
-                    with self.subTest(command):
-                        asked.clear()
-                        result = self.machine.fails("unreachable", *command, "--log", url,
-                                                    "--deadline", "2s")
-                        self.assertLessEqual(len(asked), 2, result.err)
-            finally:
-                late.shutdown(socket.SHUT_RDWR)
-                thread.join()
+        for command in (("set", "a", "2"), ("del", "a"), ("add", "n", "1"), ("rebuild",),
+                        ("rewrite", "--yes"), ("clear", "--yes"), ("update",)):
+            with self.subTest(command), server_that_closes_late() as (port, asked):
+                result = self.machine.fails("unreachable", *command, "--log",
+                                            f"mysql://u@127.0.0.1:{port}/d", "--deadline", "2s")
+                self.assertLessEqual(len(asked), 2, result.err)
+                if command[0] not in ("rebuild", "update"):
+                    self.assertIn("nothing was written", result.err)
 
     def test_attempts_to_reach_the_log_are_reported_once(self):
         if "mysql" not in self.machine.ok("version", "--json").json["logs"]:
