@@ -87,6 +87,7 @@ def test_short_read_holds_the_gil(filled, other_thread, name):
     read = HOLDING[name]
     filled.update()
     with filled.view() as view:
+        read(filled, view)  # the first one may have to look at what has changed in the file
         steps = other_thread.steps
         end = time.monotonic() + 0.05  # in which the other thread would make many steps
         while time.monotonic() < end:

@@ -76,8 +76,8 @@ def test_check_finds_what_one_call_of_a_thousand_keeps():
         if next(numbers) % 1000 == 0:
             kept.append(kind())
 
-    # Of fewer calls, too few keep None to tell them from what other threads of the process do.
-    for kind in (lambda: thing, *([lambda: None, object] if COUNTS_BLOCKS else [])):
+    # Of fewer calls, too few keep a class to tell them from what other threads of the process do.
+    for kind in (lambda: thing, *([lambda: whycache.View, object] if COUNTS_BLOCKS else [])):
         with pytest.raises(AssertionError):
             check(lambda kind=kind: keep(kind), thing)
 
@@ -85,7 +85,7 @@ def test_check_finds_what_one_call_of_a_thousand_keeps():
 def test_check_finds_what_each_of_few_calls_keeps():
     kept = []
     with pytest.raises(AssertionError):
-        check(lambda: kept.append(None), calls=40)
+        check(lambda: kept.append(whycache.View), calls=40)
 
 
 KEY, LONG, TYPED, TEXT = (b"bytes-key-000001", b"bytes-key-000002", b"typed-key-000001",

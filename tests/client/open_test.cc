@@ -221,6 +221,7 @@ TEST(Open, event_callback_that_reads_while_the_cache_is_destroyed_is_refused) {
   called = cache.get();
   cache->set("a", "1");
   away = true;
+  fleet.open("tokyo").set("b", "1");  // wakes the follower, which otherwise polls after 20 seconds
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
   while (!is_called && std::chrono::steady_clock::now() < end)
     std::this_thread::sleep_for(milliseconds(1));
