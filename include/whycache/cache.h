@@ -357,7 +357,8 @@ class WHYCACHE_API Cache {
   // before which it becomes readable once more. A forked child calls this again and gets another.
   //
   // The first call starts a thread, which sleeps until there is an update. Throws Error(limit) if
-  // there is no descriptor or thread to be had; otherwise as the reads do.
+  // there is no descriptor or thread to be had, Error(invalid) in a callback of this cache;
+  // otherwise as the reads do.
   [[nodiscard]] int notify_fd() const;
 
   // Replaces the updates up to an id by the items as of it, the new base. Returns the base. Takes

@@ -95,7 +95,8 @@ class WHYCACHE_API Changes {
   //
   // Throws Error(unavailable) if the feed needs the log and it does not answer within
   // Options::deadline, Error(corrupt) if an update in the log is damaged or missing, and as the
-  // reads of the cache. A later call continues where this one failed.
+  // reads of the cache. In a callback of the cache, throws Error(invalid) where it would need the
+  // log or wait: next(0ms) returns what is there. A later call continues where this one failed.
   [[nodiscard]] std::optional<FeedChange> next();
   // The same, but waits for `at_most`, if that is less.
   [[nodiscard]] std::optional<FeedChange> next(std::chrono::milliseconds at_most);

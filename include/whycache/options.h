@@ -177,8 +177,9 @@ struct Options {
 
   // Runs on the thread that noticed the event, never concurrently with itself. Must return soon,
   // since other threads and processes may wait for that thread. May read the cache, but not while
-  // it is opened; calls that need the log, and close_shared_state(), throw Error(invalid) there. An
-  // exception it throws is dropped: a write that is in the log does not fail because of it.
+  // it is opened; calls that need the log or wait, notify_fd() and close_shared_state() throw
+  // Error(invalid) there. An exception it throws is dropped: a write that is in the log does not
+  // fail because of it.
   std::function<void(const Event&)> on_event{};
 };
 
