@@ -212,7 +212,8 @@ void RedisConnection::FreeReader::operator()(redisReader* reader) const { redisR
 RedisConnection::RedisConnection(const RedisServer& server, const Deadline& deadline)
     : stop_event_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)), reader_(redisReaderCreate()) {
   if (reader_ == nullptr) throw std::bad_alloc();
-  reply_functions_.reset(new RedisReplyFunctions{*reader_->fn, reader_->fn->createArray});
+  reply_functions_ = std::make_unique<RedisReplyFunctions>(
+      RedisReplyFunctions{*reader_->fn, reader_->fn->createArray});
   reply_functions_->functions.createArray = create_array;
   reader_->fn = &reply_functions_->functions;
   reader_->privdata = reply_functions_.get();

@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <exception>
 #include <new>
 #include <optional>
 #include <utility>
@@ -809,18 +810,22 @@ template <typename Take>
 ReadOutcome State::read_once(std::string_view key, const Take& take) const noexcept {
   // To register the thread takes memory, which may be missing.
   if (this_reader.thread == nullptr) return ReadOutcome::retry;
-  const ReadSection reading;
-  const Mapping* const mapping = impl_->current_file.unowned_mapping();
-  if (mapping == nullptr) return ReadOutcome::retry;
-  // The slow path renews the directory cache, and asks the owner while fast reads are disabled,
-  // when it is that of no file.
-  const DirectoryCache* const cache = directory_cache_.load(std::memory_order_acquire);
-  if (cache != mapping->last_directory_cache()) return ReadOutcome::retry;
-  const ReadOutcome outcome =
-      try_point_read(*mapping, MappedBytes(*mapping, *cache), key,
-                     [&](std::string_view value) { take(*mapping, value); });
-  if (outcome == ReadOutcome::not_found) record_miss();
-  return outcome;
+  try {
+    const ReadSection reading;
+    const Mapping* const mapping = impl_->current_file.unowned_mapping();
+    if (mapping == nullptr) return ReadOutcome::retry;
+    // The slow path renews the directory cache, and asks the owner while fast reads are disabled,
+    // when it is that of no file.
+    const DirectoryCache* const cache = directory_cache_.load(std::memory_order_acquire);
+    if (cache != mapping->last_directory_cache()) return ReadOutcome::retry;
+    const ReadOutcome outcome =
+        try_point_read(*mapping, MappedBytes(*mapping, *cache), key,
+                       [&](std::string_view value) { take(*mapping, value); });
+    if (outcome == ReadOutcome::not_found) record_miss();
+    return outcome;
+  } catch (const std::exception&) {
+    return ReadOutcome::retry;  // damage, which the slow path reports
+  }
 }
 
 bool State::may_wait_for_file() const noexcept {
