@@ -426,6 +426,10 @@ class DamageTest : public ::testing::Test {
     keys.push_back("never set");
     for (const std::string_view key : keys) {
       attempt("get", [&] { state->get(key, value); });
+      // An exception would end the process.
+      static_cast<void>(state->try_contains(key));
+      EntryVersion version;
+      static_cast<void>(state->try_find_version(key, version));
       attempt("view.get", [&] { static_cast<void>(before->get(key)); });
     }
     attempt("contains", [&] { static_cast<void>(state->contains("large")); });
