@@ -556,32 +556,13 @@ struct State::FindVersion {
   EntryVersion& target;
 };
 
-// TestPresence and FindVersion without the slow path.
-struct State::TryPresence {
+// TestPresence or FindVersion with one attempt instead of the slow path.
+template <typename Sink>
+struct State::TryOnce {
   template <typename Vectors>
-  [[gnu::always_inline]] static bool take(const UnpinnedRead&, const FastValue&, std::size_t,
-                                          std::string_view) {
-    return true;
-  }
-  [[gnu::always_inline]] static bool not_found() { return record_miss(); }
-  [[gnu::always_inline]] bool take_slowly(const State& state, const UnpinnedRead&,
-                                          std::string_view key, std::string_view) const {
-    return read_slowly(state, key);  // never called: take() accepts every value
-  }
-  [[gnu::always_inline]] bool read_slowly(const State& state, std::string_view key) const {
-    const ReadOutcome outcome = state.read_once(key, [](const Mapping&, std::string_view) {});
-    is_decided = outcome == ReadOutcome::found || outcome == ReadOutcome::not_found;
-    return outcome == ReadOutcome::found;
-  }
-
-  bool& is_decided;
-};
-
-struct State::TryVersion {
-  template <typename Vectors>
-  [[gnu::always_inline]] bool take(const UnpinnedRead& read, const FastValue& entry, std::size_t,
-                                   std::string_view) const {
-    return FindVersion{target}.take<Vectors>(read, entry, 0, {});
+  [[gnu::always_inline]] bool take(const UnpinnedRead& read, const FastValue& entry,
+                                   std::size_t hidden_bytes, std::string_view value) const {
+    return sink.template take<Vectors>(read, entry, hidden_bytes, value);
   }
   [[gnu::always_inline]] static bool not_found() { return record_miss(); }
   [[gnu::always_inline]] bool take_slowly(const State& state, const UnpinnedRead&,
@@ -591,13 +572,13 @@ struct State::TryVersion {
   [[gnu::always_inline]] bool read_slowly(const State& state, std::string_view key) const {
     const ReadOutcome outcome =
         state.read_once(key, [&](const Mapping& mapping, std::string_view value) {
-          FindVersion{target}.take_any(mapping, key, value);
+          sink.take_any(mapping, key, value);
         });
     is_decided = outcome == ReadOutcome::found || outcome == ReadOutcome::not_found;
     return outcome == ReadOutcome::found;
   }
 
-  EntryVersion& target;
+  Sink sink;
   bool& is_decided;
 };
 
@@ -751,14 +732,14 @@ bool State::find_version(std::string_view key, EntryVersion& version) const {
 
 std::optional<bool> State::try_contains(std::string_view key) const noexcept {
   bool is_decided = true;
-  const bool found = read_portable(*this, key, TryPresence{is_decided});
+  const bool found = read_portable(*this, key, TryOnce<TestPresence<Asks::nobody>>{{}, is_decided});
   return is_decided ? std::optional(found) : std::nullopt;
 }
 
 std::optional<bool> State::try_find_version(std::string_view key,
                                             EntryVersion& version) const noexcept {
   bool is_decided = true;
-  const bool found = read_portable(*this, key, TryVersion{version, is_decided});
+  const bool found = read_portable(*this, key, TryOnce<FindVersion>{{version}, is_decided});
   return is_decided ? std::optional(found) : std::nullopt;
 }
 

@@ -134,8 +134,8 @@ class State {
   // The same of contains() and find_version(). Return nullopt if they are undecided.
   std::optional<bool> try_contains(std::string_view key) const noexcept;
   std::optional<bool> try_find_version(std::string_view key, EntryVersion& version) const noexcept;
-  // Whether pin(), and so get_multi(), may have to look for a file that replaces the present one,
-  // or to map it again because it has grown, and to wait until it can be used.
+  // Whether pin(), and so get_multi(), may have to wait: for a file that replaces the present one,
+  // or until the present one, which has grown, is mapped again.
   bool may_wait_for_file() const noexcept;
   bool contains(std::string_view key) const;
   // The same as get() and contains(), for an owner. It is asked on the slow path only, so that it
@@ -289,8 +289,8 @@ class State {
   template <Asks asks>
   struct TestPresence;
   struct FindVersion;
-  struct TryPresence;
-  struct TryVersion;
+  template <typename Sink>
+  struct TryOnce;
   // get() with the bucket search that this processor is best at.
   using GetFunction = bool(const State& state, std::string_view key, std::string& value);
   template <Asks asks>
