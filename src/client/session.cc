@@ -74,8 +74,8 @@ Authorship Session::authorship(std::string note) {
 
 namespace {
 
-// The session whose events this thread reports.
-thread_local const Session* reporting = nullptr;
+constexpr char event_callback[] = "event callback";
+
 thread_local const CallbackScope* innermost_callback = nullptr;
 
 }  // namespace
@@ -96,17 +96,20 @@ void Session::refuse_in_callback() const {
   }
 }
 
+bool Session::is_reporting() const noexcept {
+  for (const CallbackScope* scope = innermost_callback; scope != nullptr; scope = scope->outer_)
+    if (scope->session_ == this && scope->callback_ == event_callback) return true;
+  return false;
+}
+
 void Session::report(Event::Kind kind, const std::string& message) noexcept {
-  if (!options.on_event || reporting == this) return;
-  const Session* const previous = reporting;
+  if (!options.on_event || is_reporting()) return;
   try {
     const MutexLock lock(events_mutex_);
-    const CallbackScope scope(*this, "event callback");
-    reporting = this;
+    const CallbackScope scope(*this, event_callback);
     options.on_event({kind, message});
   } catch (...) {  // as Options::on_event promises
   }
-  reporting = previous;
 }
 
 HeldLock Session::lock_for_log(StateLock which, const Backoff& backoff) {

@@ -225,6 +225,8 @@ class Session {
   void clear_damage() { damaged_state_id_.store(0, std::memory_order_release); }
 
  private:
+  // Whether this thread runs the event callback of this session, perhaps within those of others.
+  bool is_reporting() const noexcept;
   void note_log_success() noexcept;
   void note_log_failure(const std::exception& error) noexcept;
   void note_failed_wait(const char* reason) noexcept;
