@@ -1,12 +1,12 @@
 #include "client/bulk_load.h"
 
-#include "client/write_outcome.h"
-
 #include <cstdint>
 #include <string>
 #include <vector>
 
 #include <whycache/error.h>
+
+#include "client/write_outcome.h"
 
 namespace whycache {
 namespace {

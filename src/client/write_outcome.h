@@ -1,4 +1,4 @@
-// What the message of a failed write says about the log.
+// The messages of failed writes: whether the log has anything of the write.
 #pragma once
 
 #include <string>
@@ -12,13 +12,17 @@ namespace whycache {
 
 inline constexpr std::string_view nothing_written_text = "nothing was written";
 
-// Makes the message of an error of these kinds say that the log has nothing of the write: callers
-// may doubt it. For errors from before the write was sent to the log.
+// Whether callers may doubt, after an error of this kind, that nothing was written.
+inline bool leaves_doubt(ErrorKind kind) {
+  return kind == ErrorKind::limit || kind == ErrorKind::unavailable;
+}
+
+// Makes the message of an error that leaves doubt say that the log has nothing of the write. For
+// errors from before the write was sent to the log.
 template <typename AnyError>
 AnyError with_nothing_written(const AnyError& error) {
   const std::string message = error.what();
-  if ((error.kind() != ErrorKind::limit && error.kind() != ErrorKind::unavailable) ||
-      message.find(nothing_written_text) != std::string::npos)
+  if (!leaves_doubt(error.kind()) || message.find(nothing_written_text) != std::string::npos)
     return error;
   const std::string text = std::string(nothing_written_text) + ": " + message;
   if constexpr (requires { error.gave_up(); }) {
@@ -28,7 +32,7 @@ AnyError with_nothing_written(const AnyError& error) {
   }
 }
 
-// Calls what comes before a write.
+// Calls what comes before a write. Errors that leave no doubt pass through unchanged.
 template <typename Call>
 auto before_write(const Call& call) {
   try {
@@ -36,6 +40,7 @@ auto before_write(const Call& call) {
   } catch (const LogError& error) {
     throw LogError(with_nothing_written(error));
   } catch (const Error& error) {
+    if (!leaves_doubt(error.kind())) throw;
     throw Error(with_nothing_written(error));
   }
 }
