@@ -57,6 +57,12 @@ constexpr unsigned account_is_locked_in_mysql = 3118;
 
 // --- The meaning of failures. ---
 
+// Whether the client library may have failed while it read the answer to a statement that was
+// executed. The rest of the answer is still to come over the connection.
+bool is_answer_unread(const MysqlFailure& failure) {
+  return failure.code == CR_OUT_OF_MEMORY || failure.code == CR_NET_PACKET_TOO_LARGE;
+}
+
 // Whether nothing was done, and another attempt may succeed.
 bool is_retryable(unsigned code) {
   return code == ER_LOCK_DEADLOCK || code == record_has_changed ||
@@ -166,7 +172,8 @@ auto MysqlLog::with_connection(IfLost if_lost, const char* what, const Work& wor
       const bool lost = is_connection_lost(failure);
       const bool forgotten =
           failure.code == ER_UNKNOWN_STMT_HANDLER || failure.code == ER_NEED_REPREPARE;
-      if (lost || forgotten || is_wrong_server(failure.code)) connection_.reset();
+      if (lost || forgotten || is_answer_unread(failure) || is_wrong_server(failure.code))
+        connection_.reset();
       const bool can_repeat =
           forgotten || (lost && if_lost == IfLost::retry && !backoff.deadline().passed());
       if (can_repeat && attempt < immediate_retries_max) continue;
@@ -301,10 +308,7 @@ Error MysqlLog::error(const char* what, const MysqlFailure& failure, IfLost if_l
                               failure.reason + "\" code=" + std::to_string(failure.code);
   const ErrorKind if_unanswered =
       if_lost == IfLost::uncertain ? ErrorKind::uncertain : ErrorKind::unavailable;
-  // The client library also fails so while it reads the answer to a statement that was executed.
-  const bool may_have_run =
-      if_lost == IfLost::uncertain &&
-      (failure.code == CR_OUT_OF_MEMORY || failure.code == CR_NET_PACKET_TOO_LARGE);
+  const bool may_have_run = if_lost == IfLost::uncertain && is_answer_unread(failure);
   if (may_have_run || is_connection_lost(failure)) return Error(if_unanswered, message);
   if (is_permission_failure(failure.code)) {
     return Error(ErrorKind::invalid,
