@@ -57,7 +57,7 @@ using Clock = std::chrono::steady_clock;
 using whycache::UpdateId;
 
 constexpr UpdateId updates_max = 1'000'000;
-// Of a thread that waits: there are thousands.
+// The stack of a thread that waits is small, since there are thousands.
 constexpr std::size_t stack_bytes = std::size_t{512} << 10;
 constexpr int warm_up_seconds = 3;
 constexpr int warm_up_writes_per_second = 10;

@@ -54,12 +54,12 @@ using whycache::Cache;
 using whycache::UpdateId;
 
 constexpr std::uint64_t warm_up_writes = 50;
-// Of an update with one key of 15 bytes and a value of 100.
+// An update with one key of 15 bytes and a value of 100 has so many.
 constexpr std::size_t update_bytes = 180;
 
 double pause_ms = 5;
 
-// What the process that is woken says.
+// Shared with the process that is woken, which stores it.
 struct Arrivals {
   std::atomic<std::uint64_t> count = 0;
   std::atomic<double> last_at_ns = 0;

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Compiles the unit tests for aarch64 with Debian's cross compiler, and runs them below qemu: those
-# of the base, of updates and values, of the state, and of the logs in memory, in a file and in
-# SQLite. Needs a Debian 12 with a network. Packages for arm64 are unpacked into the build, and
-# nothing of the system changes but the cross compiler and qemu, which are installed.
+# Compiles the unit tests for aarch64 with Debian's cross compiler, and runs them below qemu. They
+# are those of the base, of updates and values, of the state, and of the logs in memory, in a file
+# and in SQLite. Needs a Debian 12 with a network. Packages for arm64 are unpacked into the build.
+# Nothing of the system changes but the cross compiler and qemu, which are installed.
 #
 #   scripts/test_aarch64.sh [base|update|value|state|log]...
 #

@@ -322,7 +322,7 @@ PyObject* cache_version_stamp(PyObject* object, PyObject* key_object) {
       try {
         found = CacheInternal::state(handle->cache).find_version(key, version);
       } catch (const Error& error) {
-        // So that the next update() builds the state again.
+        // The next update() then builds the state again.
         if (error.kind() == ErrorKind::corrupt) CacheInternal::note_damage(handle->cache);
         throw;
       }

@@ -76,7 +76,7 @@ def test_check_finds_what_one_call_of_a_thousand_keeps():
         if next(numbers) % 1000 == 0:
             kept.append(kind())
 
-    # Of fewer calls, too few keep a class to tell them from what other threads of the process do.
+    # Fewer calls keep a class too rarely to tell them from what other threads of the process do.
     for kind in (lambda: thing, *([lambda: whycache.View, object] if COUNTS_BLOCKS else [])):
         with pytest.raises(AssertionError):
             check(lambda kind=kind: keep(kind), thing)

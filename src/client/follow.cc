@@ -191,7 +191,7 @@ bool pause_until_update(Session& session, Backoff& backoff, UpdateId applied) {
   try {
     session.state.wait(applied, end);
   } catch (const std::exception&) {
-    // What is wrong with a state, the next attempt to follow finds out.
+    // The next attempt to follow finds out what is wrong with the state.
     end.sleep(*pause);
   }
   return true;

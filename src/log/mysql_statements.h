@@ -42,7 +42,9 @@ class MysqlStatements {
   // Inserts no row if the instance has updates already.
   std::string insert_log(const Uuid& uuid) const;
 
-  // --- Reading. Those that call procedures are for users without the privilege SELECT. ---
+  // --- Reading ---
+  //
+  // A user without the privilege SELECT reads by the procedures: call_...().
 
   std::string select_whether_log_exists() const;
   std::string select_log() const;

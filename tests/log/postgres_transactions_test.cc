@@ -240,7 +240,7 @@ TEST_F(PostgresLogTransactions, read_may_use_nearly_all_of_its_deadline) {
   using std::chrono::seconds;
   PostgresStore store;
   PostgresConnection connection(store.options().server, Deadline(seconds(20)));
-  // So long that the time that the calls take does not matter.
+  // They are so long that the time that the calls take does not matter.
   for (const int deadline_s : {1'000, 990, 900, 800, 1'000, 1'040, 1'200, 3'000}) {
     const PostgresRows rows =
         connection.query({"SELECT setting FROM pg_settings WHERE name = 'statement_timeout'"},

@@ -1,4 +1,4 @@
-// What the sanitizers cannot do. Each macro ends the test that begins with it and says why.
+// Macros for what the sanitizers cannot do. Each ends the test that begins with it and says why.
 #pragma once
 
 #include <gtest/gtest.h>

@@ -97,7 +97,10 @@ class LockFile final : public ForkHandler {
   LockFileHeader* header_ = nullptr;
   // Held while another file descriptor takes the place of `file_`.
   Mutex open_mutex_;
-  // The number of `file_`. Stored with the mutex held, loaded without it.
+  // The number of `file_`, for threads that do not hold the mutex. Only use() stores it: with the
+  // mutex held, or while no other thread has the object (constructor, destructor, a child's first
+  // thread). descriptor() loads it; acquire pairs with that release: a thread that has the number
+  // locks the file that was opened before.
   std::atomic<int> descriptor_{-1};
 };
 
