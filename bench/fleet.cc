@@ -286,6 +286,17 @@ class Fleet {
   }
   std::uint64_t polls() const { return polls_; }
 
+  // Waits until the followers, which have seen all updates up to `first`, have seen the writer's
+  // last one. Throws std::runtime_error if some follower does not in time.
+  void wait_until_caught_up(UpdateId first) {
+    const std::uint64_t visible = (writer_.position().id - first) * followers_.size();
+    const auto end = Clock::now() + std::chrono::seconds(60);
+    while (visible_count() < visible) {
+      stop_if_interrupted();
+      if (Clock::now() > end) throw std::runtime_error("a follower does not have the last update");
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    }
+  }
   // Throws std::runtime_error if some follower does not reach the last update in time.
   void verify_caught_up() {
     stop();
@@ -356,6 +367,11 @@ class Fleet {
     }
   }
 
+  std::uint64_t visible_count() {
+    const whycache::MutexLock lock(mutex_);
+    if (!failure_.empty()) throw std::runtime_error("a follower failed: " + failure_);
+    return delays_ms_.size();
+  }
   void add_delays(std::vector<double>& delays_ms) {
     if (delays_ms.empty()) return;
     const whycache::MutexLock lock(mutex_);
@@ -383,9 +399,12 @@ void measure(const std::string& subject, std::uint64_t count, const FleetOptions
   const std::string url = servers.url(subject, fmt::format("{}_{}", subject, count));
   Writer writer(url);
   const bool waits = subject.starts_with("redis") || subject == "postgres";
+  const UpdateId first = writer.position().id;
   Fleet fleet(url, count, waits, options, writer);
   // Followers that were woken trust that they will be.
   writer.write_for(warm_up_seconds, std::max(options.writes_per_second, warm_up_writes_per_second));
+  // So many followers may lag behind. If nothing else is written, that would be measured.
+  if (options.writes_per_second == 0) fleet.wait_until_caught_up(first);
   // Opening needs a connection for each follower; measure only what followers hold afterwards.
   servers.reset_counters(subject);
   const double statements_before = servers.statements(subject);
