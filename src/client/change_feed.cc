@@ -17,6 +17,11 @@ namespace {
 // for.
 constexpr std::chrono::milliseconds look_interval{5000};
 
+// To wake a feed costs the process that applies an update several microseconds. While updates
+// arrive within dense_wait_max, a feed therefore lets some gather before it waits for the next one.
+constexpr std::chrono::microseconds dense_wait_max{1000};
+constexpr std::chrono::microseconds gathering_time{300};
+
 bool contains(const KeyRange& range, std::string_view key) {
   return key >= range.begin && (!range.end || key < *range.end);
 }
@@ -275,7 +280,7 @@ void Changes::Feed::reset_to(const StateInfo& info, std::string why) {
                       .note = {}};
 }
 
-bool Changes::Feed::wait_for_update(Session& session, const Deadline& deadline) const {
+bool Changes::Feed::wait_for_update(Session& session, const Deadline& deadline) {
   if (!deadline.passed()) session.refuse_in_callback();
   // The wait ends for the stop of the feed, and for closing.
   std::stop_source stop;
@@ -298,13 +303,16 @@ bool Changes::Feed::wait_for_update(Session& session, const Deadline& deadline) 
   return is_there || !deadline.passed();
 }
 
-bool Changes::Feed::sleep_until_update(const State& state, const Deadline& deadline) const {
+bool Changes::Feed::sleep_until_update(const State& state, const Deadline& deadline) {
   const StatePosition seen = state.position();
   if (seen.applied_id != position_id_) return true;
+  const auto began = std::chrono::steady_clock::now();
+  if (std::exchange(is_traffic_dense_, false)) deadline.sleep(gathering_time);
   while (state.position() == seen) {
     if (deadline.passed()) return false;
     state.wait(seen.applied_id, deadline.at_most(look_interval));
   }
+  is_traffic_dense_ = std::chrono::steady_clock::now() - began < dense_wait_max;
   return true;
 }
 

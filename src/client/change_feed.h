@@ -58,8 +58,8 @@ class Changes::Feed {
   void select_changes();
   void reset_to(const StateInfo& info, std::string why);
   // Return false once the time has passed.
-  bool wait_for_update(Session& session, const Deadline& deadline) const;
-  bool sleep_until_update(const State& state, const Deadline& deadline) const;
+  bool wait_for_update(Session& session, const Deadline& deadline);
+  bool sleep_until_update(const State& state, const Deadline& deadline);
 
   const std::function<Session&()> session_;
   const Source source_;
@@ -72,6 +72,7 @@ class Changes::Feed {
   std::optional<std::uint64_t> position_chain_;  // unknown for an id that a caller has stored
   std::optional<Uuid> log_uuid_;                 // once the state was read
   bool has_begun_ = false;
+  bool is_traffic_dense_ = false;
   std::optional<FeedChange> reset_;
   std::string reset_reason_;
 
