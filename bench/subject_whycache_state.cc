@@ -53,7 +53,7 @@ class WhycacheState {
   }
   std::size_t get_multi(std::span<const std::string_view> keys,
                         std::span<std::optional<std::string>> values) const {
-    return state_->copy_multi(keys, values);
+    return state_->get_multi(keys, values);
   }
 
   template <typename Visit>

@@ -146,7 +146,8 @@ int cache_contains(PyObject* object, PyObject* key_object) {
   std::string_view key;
   if (!read_key(*self.module, key_object, key)) return -1;
   if (const State* const state = open_state(self)) {
-    if (const std::optional<bool> found = state->try_contains(key)) [[likely]]
+    EntryVersion version;
+    if (const std::optional<bool> found = state->try_find_version(key, version)) [[likely]]
       return *found ? 1 : 0;
   }
   const std::shared_ptr<Handle> handle = open_handle(self);
@@ -203,16 +204,16 @@ PyObject* cache_get_multi(PyObject* object, PyObject* const* arguments, Py_ssize
     if (!result) return nullptr;
     const std::span<const std::string_view> all(key_views, key_count);
     bool failed = false;
-    const auto put = [&](std::size_t i, std::string_view stored) {
+    const auto put = [&](std::size_t i, const LookupResult& stored) {
       if (failed) return;
-      PyObject* const value = decode_stored(*self.module, self.codec, stored, all[i]);
+      PyObject* const value = decode_stored(*self.module, self.codec, stored.value, all[i]);
       failed = value == nullptr;
       PyList_SET_ITEM(result.get(), static_cast<Py_ssize_t>(i), value);
     };
     const State* const state = CacheInternal::state_if_open(handle->cache);
     if (state != nullptr && key_count <= keys_with_gil_max && !state->may_wait_for_file()) {
       try {
-        state->get_multi(all, put);
+        state->pin()->get_many(all, put);
       } catch (const Error&) {
         const ReleasedGil released;
         static_cast<void>(handle->cache.get_multi(all));  // takes note of damage
@@ -319,13 +320,7 @@ PyObject* cache_version_stamp(PyObject* object, PyObject* key_object) {
     if (!handle) return nullptr;
     try {
       const ReleasedGil released;
-      try {
-        found = CacheInternal::state(handle->cache).find_version(key, version);
-      } catch (const Error& error) {
-        // The next update() then builds the state again.
-        if (error.kind() == ErrorKind::corrupt) CacheInternal::note_damage(handle->cache);
-        throw;
-      }
+      found = CacheInternal::state(handle->cache).find_version(key, version);
     } catch (...) {
       return set_current_error(*self.module);
     }

@@ -497,16 +497,14 @@ Cache::Impl& Cache::impl() const {
 // --- Reads ---
 
 std::optional<std::string> Cache::get(std::string_view key) const {
-  return impl().state_for_reads().get_for_owner(key);
+  return impl().state_for_reads().get(key);
 }
 
 bool Cache::get(std::string_view key, std::string& value) const {
-  return impl().state_for_reads().get_for_owner(key, value);
+  return impl().state_for_reads().get(key, value);
 }
 
-bool Cache::contains(std::string_view key) const {
-  return impl().state_for_reads().contains_for_owner(key);
-}
+bool Cache::contains(std::string_view key) const { return impl().state_for_reads().contains(key); }
 
 std::vector<std::optional<std::string>> Cache::get_multi(
     std::span<const std::string_view> keys) const {
@@ -522,7 +520,7 @@ std::size_t Cache::get_multi(std::span<const std::string_view> keys,
                 "a value is needed for each key: keys=" + std::to_string(keys.size()) +
                     " values=" + std::to_string(values.size()));
   }
-  return impl().read([&](const State& state) { return state.copy_multi(keys, values); });
+  return impl().read([&](const State& state) { return state.get_multi(keys, values); });
 }
 
 FreshValue Cache::get_fresh(std::string_view key, const FreshOptions& options) {

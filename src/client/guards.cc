@@ -143,8 +143,11 @@ void check_guards_stay(std::span<const Change> changes) {
 }
 
 bool has_log_guards(const State& state) {
-  std::string text;
-  return state.get(log_guards_key, text);
+  EntryVersion version;
+  // No read that asks the owner of the state: writes that were begun before it was closed end here.
+  if (const std::optional<bool> found = state.try_find_version(log_guards_key, version))
+    return *found;
+  return state.pin()->find(log_guards_key).data() != nullptr;
 }
 
 void check_log_guards(const View& view, std::uint64_t erased, std::uint64_t erased_before) {

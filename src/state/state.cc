@@ -178,8 +178,7 @@ struct State::Impl final : ForkHandler {
 State::State(Opening, StateOptions options)
     : options_(std::move(options)),
       directory_cache_(&CurrentFile::no_directory_cache()),
-      get_for_owner_(select_get<Asks::owner>()),
-      get_(select_get<Asks::nobody>()),
+      get_(select_get()),
       try_get_(select_try_get()),
       impl_(std::make_unique<Impl>(*this)) {}
 
@@ -419,7 +418,6 @@ constinit thread_local ExpectedSize expected_size __attribute__((tls_model("init
 }  // namespace
 
 // Copies the value into a string that most often has the value's size already.
-template <Asks asks>
 struct State::CopyValue {
   // The addresses of the copy must not depend on the size in the entry, which comes from memory.
   // Hidden before the comparison: after it, the compiler would take either, since they are equal.
@@ -455,11 +453,10 @@ struct State::CopyValue {
   [[gnu::always_inline]] bool take_slowly(const State& state, const UnpinnedRead& read,
                                           std::string_view key, std::string_view value) const {
     pending_get = {&state, &read.header(), read.optimistic()};
-    return finish_get<asks>(key, target, value);
+    return finish_get(key, target, value);
   }
   [[gnu::always_inline]] bool read_slowly(const State& state, std::string_view key) const {
-    return asks == Asks::owner ? state.slow_read_for_owner(key, *this)
-                               : state.slow_read(key, *this);
+    return state.slow_read(key, *this);
   }
   void take_any(const Mapping&, std::string_view, std::string_view value) const {
     copy_into(target, value);
@@ -511,25 +508,6 @@ struct State::CopyToBuffer {
   ValueBuffer& target;
 };
 
-template <Asks asks>
-struct State::TestPresence {
-  template <typename Vectors>
-  [[gnu::always_inline]] static bool take(const UnpinnedRead&, const FastValue&, std::size_t,
-                                          std::string_view) {
-    return true;
-  }
-  [[gnu::always_inline]] static bool not_found() { return record_miss(); }
-  [[gnu::always_inline]] static bool take_slowly(const State& state, const UnpinnedRead&,
-                                                 std::string_view key, std::string_view) {
-    return read_slowly(state, key);  // never called: take() accepts every value
-  }
-  [[gnu::always_inline]] static bool read_slowly(const State& state, std::string_view key) {
-    return asks == Asks::owner ? state.slow_read_for_owner(key, TestPresence())
-                               : state.slow_read(key, TestPresence());
-  }
-  static void take_any(const Mapping&, std::string_view, std::string_view) {}
-};
-
 // Takes the update id of the entry instead of its value.
 struct State::FindVersion {
   template <typename Vectors>
@@ -556,13 +534,12 @@ struct State::FindVersion {
   EntryVersion& target;
 };
 
-// TestPresence or FindVersion with one attempt instead of the slow path.
-template <typename Sink>
-struct State::TryOnce {
+// As FindVersion, but makes one attempt instead of taking the slow path.
+struct State::TryFindVersion {
   template <typename Vectors>
   [[gnu::always_inline]] bool take(const UnpinnedRead& read, const FastValue& entry,
                                    std::size_t hidden_bytes, std::string_view value) const {
-    return sink.template take<Vectors>(read, entry, hidden_bytes, value);
+    return sink.take<Vectors>(read, entry, hidden_bytes, value);
   }
   [[gnu::always_inline]] static bool not_found() { return record_miss(); }
   [[gnu::always_inline]] bool take_slowly(const State& state, const UnpinnedRead&,
@@ -578,12 +555,11 @@ struct State::TryOnce {
     return outcome == ReadOutcome::found;
   }
 
-  Sink sink;
+  FindVersion sink;
   bool& is_decided;
 };
 
 // The end of finish_get() for a value for which the string needs more memory.
-template <Asks asks>
 bool State::finish_get_in_new_memory(std::string_view key, std::string& value,
                                      std::string_view found) {
   // A function that allocates memory may read another state meanwhile.
@@ -600,10 +576,9 @@ bool State::finish_get_in_new_memory(std::string_view key, std::string& value,
     value.assign(found);
     holds = get.read.validate(*get.header);
   }
-  return holds || CopyValue<asks>{value}.read_slowly(*get.state, key);
+  return holds || CopyValue{value}.read_slowly(*get.state, key);
 }
 
-template <Asks asks>
 bool State::finish_get(std::string_view key, std::string& value, std::string_view found) {
   // This may be the cache of another file by now. Then the value does not lie within its mapping,
   // and the slow path decides.
@@ -622,12 +597,12 @@ bool State::finish_get(std::string_view key, std::string& value, std::string_vie
       std::memcpy(value.data(), found.data(), found.size());
       set_length(value, found.size());
     } else {
-      return finish_get_in_new_memory<asks>(key, value, found);
+      return finish_get_in_new_memory(key, value, found);
     }
     holds = pending_get.read.validate(*pending_get.header);
   }
   this_reader.thread->leave();
-  return holds || CopyValue<asks>{value}.read_slowly(*pending_get.state, key);
+  return holds || CopyValue{value}.read_slowly(*pending_get.state, key);
 }
 
 // As finish_get(), but does not wait.
@@ -678,10 +653,9 @@ template <typename Sink>
   return point_read_any_size_avx2(UnpinnedRead(*thread, state.directory_cache_), state, key, sink);
 }
 
-template <Asks asks>
 [[WHYCACHE_TARGET_AVX2]] bool State::get_avx2(const State& state, std::string_view key,
                                               std::string& value) {
-  return read_avx2(state, key, CopyValue<asks>{value});
+  return read_avx2(state, key, CopyValue{value});
 }
 
 [[WHYCACHE_TARGET_AVX2]] bool State::try_get_avx2(const State& state, std::string_view key,
@@ -701,14 +675,14 @@ template <typename Sink>
 
 // Makes a string of the size that the value is expected to have, so that no address of the copy
 // depends on memory that has not arrived.
-std::optional<std::string> State::get_for_owner(std::string_view key) const {
+std::optional<std::string> State::get(std::string_view key) const {
   std::optional<std::string> value(std::in_place);
   const std::size_t expected = expected_size.expected;
   if (expected != 0) {
     value->reserve(expected);
     set_length(*value, expected);
   }
-  if (!get_for_owner(key, *value)) {
+  if (!get(key, *value)) {
     value.reset();
   } else if (value->size() != expected) {
     expected_size.note(value->size());
@@ -718,28 +692,14 @@ std::optional<std::string> State::get_for_owner(std::string_view key) const {
   return value;
 }
 
-bool State::contains(std::string_view key) const {
-  return read_portable(*this, key, TestPresence<Asks::nobody>());
-}
-
-bool State::contains_for_owner(std::string_view key) const {
-  return read_portable(*this, key, TestPresence<Asks::owner>());
-}
-
 bool State::find_version(std::string_view key, EntryVersion& version) const {
   return read_portable(*this, key, FindVersion{version});
-}
-
-std::optional<bool> State::try_contains(std::string_view key) const noexcept {
-  bool is_decided = true;
-  const bool found = read_portable(*this, key, TryOnce<TestPresence<Asks::nobody>>{{}, is_decided});
-  return is_decided ? std::optional(found) : std::nullopt;
 }
 
 std::optional<bool> State::try_find_version(std::string_view key,
                                             EntryVersion& version) const noexcept {
   bool is_decided = true;
-  const bool found = read_portable(*this, key, TryOnce<FindVersion>{{version}, is_decided});
+  const bool found = read_portable(*this, key, TryFindVersion{{version}, is_decided});
   return is_decided ? std::optional(found) : std::nullopt;
 }
 
@@ -768,13 +728,12 @@ bool State::filter_excludes(ReaderThread& thread, std::string_view key) const {
   return excludes;
 }
 
-template <Asks asks>
 State::GetFunction* State::select_get() {
 #if WHYCACHE_AVX2
-  if (has_avx2()) return get_avx2<asks>;
+  if (has_avx2()) return get_avx2;
 #endif
   return [](const State& state, std::string_view key, std::string& value) {
-    return read_portable(state, key, CopyValue<asks>{value});
+    return read_portable(state, key, CopyValue{value});
   };
 }
 
@@ -821,6 +780,18 @@ bool State::may_wait_for_file() const noexcept {
 
 template <typename Sink>
 bool State::slow_read(std::string_view key, Sink sink) const {
+  if (owner_ == nullptr) return slow_read_of_file(key, sink);
+  owner_->before_slow_read();
+  try {
+    return slow_read_of_file(key, sink);
+  } catch (const Error& error) {
+    if (error.kind() == ErrorKind::corrupt) owner_->note_damage();
+    throw;
+  }
+}
+
+template <typename Sink>
+bool State::slow_read_of_file(std::string_view key, Sink sink) const {
   ReadOutcome outcome = ReadOutcome::superseded;
   const auto read_without_pin = [&] {
     const ReadSection reading;
@@ -848,17 +819,6 @@ bool State::slow_read(std::string_view key, Sink sink) const {
   return true;
 }
 
-template <typename Sink>
-bool State::slow_read_for_owner(std::string_view key, Sink sink) const {
-  owner_->before_slow_read();
-  try {
-    return slow_read(key, sink);
-  } catch (const Error& error) {
-    if (error.kind() == ErrorKind::corrupt) owner_->note_damage();
-    throw;
-  }
-}
-
 void State::enable_fast_reads(bool enabled) const {
   impl_->current_file.enable_fast_reads(enabled);
 }
@@ -870,8 +830,8 @@ std::shared_ptr<const detail::Pin> State::pin() const {
   return std::make_shared<const detail::Pin>(std::move(mapping));
 }
 
-std::size_t State::copy_multi(std::span<const std::string_view> keys,
-                              std::span<std::optional<std::string>> values) const {
+std::size_t State::get_multi(std::span<const std::string_view> keys,
+                             std::span<std::optional<std::string>> values) const {
   assert(values.size() == keys.size());
   std::size_t found = 0;
   std::size_t next = 0;  // keys before it are done
@@ -890,13 +850,6 @@ std::size_t State::copy_multi(std::span<const std::string_view> keys,
   });
   reset_before(keys.size());
   return found;
-}
-
-UpdateId State::get_multi(std::span<const std::string_view> keys,
-                          const std::function<void(std::size_t, std::string_view)>& found) const {
-  const std::shared_ptr<const detail::Pin> held = pin();
-  held->get_many(keys, [&](std::size_t i, const LookupResult& result) { found(i, result.value); });
-  return held->id();
 }
 
 StateInfo State::info() const {

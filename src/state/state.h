@@ -72,7 +72,7 @@ struct StatePosition {
   friend bool operator==(const StatePosition&, const StatePosition&) = default;
 };
 
-// The object that a State belongs to, if it decides about reads: State::get_for_owner().
+// The object that a State belongs to, if it decides about reads: State::set_owner().
 class StateOwner {
  public:
   // A read is about to take the slow path. It throws what this throws.
@@ -83,9 +83,6 @@ class StateOwner {
  protected:
   ~StateOwner() = default;
 };
-
-// Whether a read asks its owner before it takes the slow path.
-enum class Asks : std::uint8_t { nobody, owner };
 
 // Whether State::install() replaces a current state that has applied more of the same log than the
 // new one, which happens if a writer of this machine has been active meanwhile.
@@ -131,38 +128,33 @@ class State {
   bool try_get(std::string_view key, ValueBuffer& buffer) const noexcept {
     return try_get_(*this, key, buffer);
   }
-  // The same of contains() and find_version(). Return nullopt if they are undecided.
-  std::optional<bool> try_contains(std::string_view key) const noexcept;
-  std::optional<bool> try_find_version(std::string_view key, EntryVersion& version) const noexcept;
-  // Whether pin(), and so get_multi(), may have to wait: for a file that replaces the present one,
-  // or until the present one, which has grown, is mapped again.
-  bool may_wait_for_file() const noexcept;
-  bool contains(std::string_view key) const;
-  // The same as get() and contains(), for an owner. It is asked on the slow path only, so that it
-  // costs other reads nothing: while fast reads are disabled, before every read.
-  bool get_for_owner(std::string_view key, std::string& value) const {
-    return get_for_owner_(*this, key, value);
+  // As get(), into a new string; nullopt: the key is absent.
+  std::optional<std::string> get(std::string_view key) const;
+  bool contains(std::string_view key) const {
+    EntryVersion version;
+    return find_version(key, version);
   }
-  // The same into a new string; nullopt: the key is absent.
-  std::optional<std::string> get_for_owner(std::string_view key) const;
-  bool contains_for_owner(std::string_view key) const;
-  // Call it before the first of these reads. The owner outlives them.
+  // Sets `version` and returns true, or returns false if the key is absent.
+  bool find_version(std::string_view key, EntryVersion& version) const;
+  // The same under the conditions of try_get(). Returns nullopt if it is undecided.
+  std::optional<bool> try_find_version(std::string_view key, EntryVersion& version) const noexcept;
+  // Names the object that the reads above ask before they take the slow path, try_get() and
+  // try_find_version() apart, which leave that to the caller. So the question costs nothing, but
+  // while fast reads are disabled, when it comes before every read. Call it before the first read.
+  // The owner outlives the reads.
   void set_owner(StateOwner& owner) { owner_ = &owner; }
   // Disables the fast path of all reads, in all threads, or enables it again. A read that is under
   // way may still take it. Enabled at first.
   void enable_fast_reads(bool enabled) const;
-  // Sets `version` and returns true, or returns false if the key is absent. Costs as contains().
-  bool find_version(std::string_view key, EntryVersion& version) const;
+  // Whether pin(), and so get_multi(), may have to wait: for a file that replaces the present one,
+  // or until the present one, which has grown, is mapped again.
+  bool may_wait_for_file() const noexcept;
   // Returns a position at or before the one that the next read sees. Costs some nanoseconds.
   StatePosition position() const;
-  // Reads all keys as of one update id, and returns it. Calls `found(i, value)` once for each key
-  // that is present, in any order.
-  UpdateId get_multi(std::span<const std::string_view> keys,
-                     const std::function<void(std::size_t, std::string_view)>& found) const;
-  // The same into as many values, whose memory it reuses; nullopt: the key is absent. Returns how
-  // many are present.
-  std::size_t copy_multi(std::span<const std::string_view> keys,
-                         std::span<std::optional<std::string>> values) const;
+  // Reads all keys as of one update id, into as many values, whose memory it reuses; nullopt: the
+  // key is absent. Returns how many are present.
+  std::size_t get_multi(std::span<const std::string_view> keys,
+                        std::span<std::optional<std::string>> values) const;
   std::shared_ptr<const detail::Pin> pin() const;
   StateInfo info() const;
   UpdateId applied_id() const;
@@ -283,19 +275,13 @@ class State {
   StateFileResult open_with_locks(const Deadline& deadline) const;
   std::optional<LogIdentity> of_other_log(const Mapping& found) const;
   // --- Point reads (read/point_read.h) ---
-  template <Asks asks>
   struct CopyValue;
   struct CopyToBuffer;
-  template <Asks asks>
-  struct TestPresence;
   struct FindVersion;
-  template <typename Sink>
-  struct TryOnce;
+  struct TryFindVersion;
   // get() with the bucket search that this processor is best at.
   using GetFunction = bool(const State& state, std::string_view key, std::string& value);
-  template <Asks asks>
   static GetFunction get_avx2;
-  template <Asks asks>
   static GetFunction* select_get();
   using TryGetFunction = bool(const State& state, std::string_view key, ValueBuffer& buffer);
   static TryGetFunction try_get_avx2;
@@ -313,10 +299,8 @@ class State {
   [[gnu::noinline]] bool read(std::string_view key, Sink sink, bool passed_filter) const;
   bool filter_excludes(ReaderThread& thread, std::string_view key) const;
   // Copies a value that is long, or that has another size than the string.
-  template <Asks asks>
   [[gnu::noinline]] static bool finish_get(std::string_view key, std::string& value,
                                            std::string_view found);
-  template <Asks asks>
   [[gnu::noinline]] static bool finish_get_in_new_memory(std::string_view key, std::string& value,
                                                          std::string_view found);
   [[gnu::noinline]] static bool finish_try_get(ValueBuffer& buffer, std::string_view found);
@@ -325,11 +309,12 @@ class State {
   // certain, else another outcome.
   template <typename Take>
   [[gnu::noinline]] ReadOutcome read_once(std::string_view key, const Take& take) const noexcept;
-  // Reads that the fast path left undecided: several attempts without a pin, then one with a pin.
+  // Reads that the fast path left undecided, after the owner has agreed.
   template <typename Sink>
   [[gnu::noinline]] bool slow_read(std::string_view key, Sink sink) const;
+  // Several attempts without a pin, then one with a pin.
   template <typename Sink>
-  [[gnu::noinline]] bool slow_read_for_owner(std::string_view key, Sink sink) const;
+  bool slow_read_of_file(std::string_view key, Sink sink) const;
   std::optional<std::int64_t> poll_time(PollTime PollRecord::*which, std::int64_t now_ns) const;
 
   struct Impl;
@@ -339,7 +324,6 @@ class State {
   // acquire it in a read section. It is a member here rather than of CurrentFile, so that a read
   // finds it with one load.
   std::atomic<const DirectoryCache*> directory_cache_;
-  bool (*const get_for_owner_)(const State&, std::string_view, std::string&);
   bool (*const get_)(const State&, std::string_view, std::string&);
   bool (*const try_get_)(const State&, std::string_view, ValueBuffer&);
   StateOwner* owner_ = nullptr;

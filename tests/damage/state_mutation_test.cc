@@ -288,9 +288,9 @@ class ReadAll {
     attempt([&] {
       std::size_t right = 0;
       std::size_t found = 0;
-      state.get_multi(keys_, [&](std::size_t i, std::string_view value) {
+      state.pin()->get_many(keys_, [&](std::size_t i, const LookupResult& result) {
         ++found;
-        right += i < items_.size() && value == items_[i].second;
+        right += i < items_.size() && result.value == items_[i].second;
       });
       return found == items_.size() && right == found;
     });

@@ -427,7 +427,6 @@ class DamageTest : public ::testing::Test {
     for (const std::string_view key : keys) {
       attempt("get", [&] { state->get(key, value); });
       // An exception would end the process.
-      static_cast<void>(state->try_contains(key));
       EntryVersion version;
       static_cast<void>(state->try_find_version(key, version));
       attempt("view.get", [&] { static_cast<void>(before->get(key)); });
@@ -439,7 +438,8 @@ class DamageTest : public ::testing::Test {
       for (const auto& item : before->items(KeyRange::prefix("key/10"))) value.assign(item.value);
     });
     attempt("get_multi", [&] {
-      state->get_multi(keys, [&](std::size_t, std::string_view found) { value.assign(found); });
+      state->pin()->get_many(
+          keys, [&](std::size_t, const LookupResult& found) { value.assign(found.value); });
     });
     attempt("inspect", [&] { static_cast<void>(state->inspect()); });
     attempt("info", [&] { static_cast<void>(state->info()); });

@@ -102,7 +102,8 @@ TEST_P(Entries, entries_of_every_size_are_read_by_every_call) {
     std::vector<std::string> all = keys();
     std::vector<std::string_view> wanted(all.begin(), all.end());
     std::size_t found = 0;
-    state_->get_multi(wanted, [&](std::size_t, std::string_view read) { found += read == value; });
+    state_->pin()->get_many(
+        wanted, [&](std::size_t, const LookupResult& read) { found += read.value == value; });
     EXPECT_EQ(found, all.size()) << bytes;
     for (const std::string& key : all) {
       EXPECT_EQ(state_.get(key), value) << key.size() << ' ' << bytes;

@@ -203,14 +203,15 @@ class MarkedReader {
     keys.push_back(MarkedUpdates::pair_key(pair, true));
     std::string fault;
     std::optional<UpdateId> marks[22];
-    const UpdateId id = state_.get_multi(std::vector<std::string_view>(keys.begin(), keys.end()),
-                                         [&](std::size_t i, std::string_view value) {
-                                           marks[i] = marked_id(keys[i], value);
-                                           if (fault.empty())
-                                             fault = check_value(keys[i], value, UINT64_MAX);
-                                         });
+    const auto pin = state_.pin();
+    pin->get_many(std::vector<std::string_view>(keys.begin(), keys.end()),
+                  [&](std::size_t i, const LookupResult& result) {
+                    marks[i] = marked_id(keys[i], result.value);
+                    if (fault.empty()) fault = check_value(keys[i], result.value, UINT64_MAX);
+                  });
     if (!fault.empty()) return fault;
-    if (marks[20] != marks[21]) return "pair of two updates in get_multi of " + std::to_string(id);
+    if (marks[20] != marks[21])
+      return "pair of two updates in get_multi of " + std::to_string(pin->id());
     return "";
   }
 

@@ -99,9 +99,9 @@ class OverflowTest : public ::testing::TestWithParam<bool> {
       keys.push_back(key);
     }
     std::size_t found = 0;
-    state_->get_multi(keys, [&](std::size_t i, std::string_view read) {
+    state_->pin()->get_many(keys, [&](std::size_t i, const LookupResult& read) {
       ++found;
-      ASSERT_EQ(read, expected_.at(std::string(keys[i])));
+      ASSERT_EQ(read.value, expected_.at(std::string(keys[i])));
     });
     ASSERT_EQ(found, keys.size());
   }

@@ -104,15 +104,14 @@ TEST_P(ReadSizesTest, new_string_takes_at_most_twice_the_size_of_its_value) {
     for (const std::string& key : keys_) {
       // Twice, so that the same size is expected the third time.
       for (int i = 0; i < 3; ++i) {
-        const std::optional<std::string> got = state_->get_for_owner(key);
+        const std::optional<std::string> got = state_->get(key);
         ASSERT_EQ(got, expected(key));
         ASSERT_EQ(got->c_str()[got->size()], '\0');
         ASSERT_LE(got->capacity(), std::max<std::size_t>(15, 2 * got->size() + 1));
       }
     }
   }
-  for_each_similar_key(
-      [&](const std::string& key) { ASSERT_EQ(state_->get_for_owner(key), expected(key)); });
+  for_each_similar_key([&](const std::string& key) { ASSERT_EQ(state_->get(key), expected(key)); });
 }
 
 TEST_P(ReadSizesTest, contains_and_views_agree) {
@@ -135,7 +134,7 @@ TEST_P(ReadSizesTest, several_keys_at_once_reuse_the_strings) {
         similar.begin() + static_cast<std::ptrdiff_t>(first + count));
     values.resize(count);
     std::size_t present = 0;
-    const std::size_t found = state_->copy_multi(keys, values);
+    const std::size_t found = state_->get_multi(keys, values);
     for (std::size_t i = 0; i < count; ++i) {
       ASSERT_EQ(values[i], expected(keys[i])) << keys[i].size();
       present += values[i] ? 1 : 0;

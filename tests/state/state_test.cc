@@ -266,31 +266,32 @@ TEST_F(StateTest, owner_is_asked_before_every_read_while_fast_reads_are_disabled
   state->set_owner(owner);
   state.apply({{"checkout.on", "1"}});
   std::string value;
-  for (int i = 0; i < 3; ++i) EXPECT_TRUE(state->get_for_owner("checkout.on", value));
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(state->get("checkout.on", value));
   EXPECT_LE(owner.slow_reads, 1) << "the first read may find the file grown";
 
   state->enable_fast_reads(false);
   for (int i = 1; i <= 3; ++i) {
     owner.slow_reads = 0;
     // Neither what a slow read learns nor another file may enable them again.
-    EXPECT_TRUE(state->get_for_owner("checkout.on", value));
-    EXPECT_FALSE(state->get_for_owner("checkout.off", value));
-    EXPECT_TRUE(state->contains_for_owner("checkout.on"));
+    EXPECT_TRUE(state->get("checkout.on", value));
+    EXPECT_FALSE(state->get("checkout.off", value));
+    EXPECT_TRUE(state->contains("checkout.on"));
     EXPECT_EQ(owner.slow_reads, 3);
-    EXPECT_TRUE(state->contains("checkout.on")) << "asks nobody";
-    EXPECT_EQ(owner.slow_reads, 3);
+    EntryVersion version;
+    EXPECT_EQ(state->try_find_version("checkout.on", version), std::nullopt);
+    EXPECT_NE(state->pin()->find("checkout.on").data(), nullptr);
+    EXPECT_EQ(owner.slow_reads, 3) << "these ask nobody";
     state->install(*state->begin_build(testing::test_uuid, "test:"));
     state.apply({{"checkout.on", "1"}});
   }
   owner.refuses = true;
   testing::expect_error(
-      ErrorKind::invalid, [&] { state->get_for_owner("checkout.on", value); },
-      "refused by the owner");
+      ErrorKind::invalid, [&] { state->get("checkout.on", value); }, "refused by the owner");
 
   state->enable_fast_reads(true);
   owner.slow_reads = 0;
   owner.refuses = false;
-  for (int i = 0; i < 3; ++i) EXPECT_TRUE(state->get_for_owner("checkout.on", value));
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(state->get("checkout.on", value));
   EXPECT_LE(owner.slow_reads, 1);
 }
 
@@ -334,7 +335,6 @@ TEST_F(StateTest, try_reads_decide_every_key_of_large_state) {
     if (is_present) {
       ASSERT_EQ(std::string_view(buffer.data, buffer.bytes), "value " + std::to_string(i));
     }
-    ASSERT_EQ(state->try_contains(key_of(i)), is_present) << key_of(i);
     EntryVersion version;
     ASSERT_EQ(state->try_find_version(key_of(i), version), is_present) << key_of(i);
     ASSERT_EQ(version.version, is_present ? 1U : 0U) << key_of(i);
@@ -350,7 +350,6 @@ TEST_F(StateTest, try_reads_decide_keys_and_values_that_are_long) {
     ASSERT_TRUE(state->find_version(key, expected));
 
     EntryVersion version;
-    EXPECT_EQ(state->try_contains(key), true) << key;
     EXPECT_EQ(state->try_find_version(key, version), true) << key;
     EXPECT_EQ(version, expected) << key;
   }
@@ -378,7 +377,6 @@ TEST_F(StateTest, try_reads_decide_nothing_while_fast_reads_are_disabled) {
     StringBuffer buffer;
     EXPECT_FALSE(state->try_get(key, buffer));
     EXPECT_TRUE(buffer.is_undecided);
-    EXPECT_EQ(state->try_contains(key), std::nullopt);
     EXPECT_EQ(state->try_find_version(key, version), std::nullopt);
   }
 }
