@@ -76,7 +76,7 @@ void follow(const std::string& url, const std::string& state_path, Arrivals& arr
   options.state_path = state_path;
   Cache cache(url, options);
   whycache::FollowLoop loop(whycache::CacheInternal::session(cache), options.follow_pace,
-                            whycache::FollowLoop::WakeFor::polls);
+                            whycache::FollowLoop::WakeFor::polls, whycache::MappingPolicy::cache);
   const std::stop_token never;
   loop.poll_if_due(never);
   arrivals.note();  // ready

@@ -150,7 +150,8 @@ class Follower {
       const ProcessEndAtStop end(stop_);
       cache_ = open_cache(arguments_.target, [this](const Event& event) { report(event); });
     }
-    loop_.emplace(CacheInternal::session(*cache_), pace_, FollowLoop::WakeFor::updates);
+    loop_.emplace(CacheInternal::session(*cache_), pace_, FollowLoop::WakeFor::updates,
+                  MappingPolicy::cache);
     const StateInfo info = CacheInternal::state(*cache_).info();
     if (is_started_) return;
     is_started_ = true;

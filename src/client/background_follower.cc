@@ -73,7 +73,8 @@ void BackgroundFollower::stop() noexcept {
 // Whatever ends an attempt, the next one may succeed: the server, its certificate, its grants, the
 // disk and the files may all come back.
 void BackgroundFollower::run(const std::stop_token& stop) noexcept {
-  FollowLoop loop(session_, session_.options.follow_pace, FollowLoop::WakeFor::polls);
+  FollowLoop loop(session_, session_.options.follow_pace, FollowLoop::WakeFor::polls,
+                  MappingPolicy::unmap);
   FollowProblems problems(session_);
   FailurePauses pauses(session_.options.follow_pace.interval_min);
   while (!stop.stop_requested()) {

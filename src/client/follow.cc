@@ -86,7 +86,8 @@ std::optional<RebuildCause> find_rebuild_cause(Session& session, const Deadline&
 void apply_page(Session& session, const LogPage& page, const LogPosition& position,
                 const Deadline& deadline) {
   if (page.row_count() == 0 || page.row(page.row_count() - 1).id <= position.id) return;
-  const std::unique_ptr<StateWriter> writer = session.state.begin_write(deadline);
+  const std::unique_ptr<StateWriter> writer =
+      session.state.begin_write(deadline, session.mapping_after_following);
   report_recovery(session, *writer);
   LogPosition now = position_of(writer->info());
   // A writer applies what it appends, without asking the log. If its update is not the one on the

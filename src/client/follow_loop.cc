@@ -19,6 +19,8 @@ namespace {
 constexpr std::chrono::milliseconds standby_interval{400};
 // Between attempts after failures. Long enough for a server that all machines ask.
 constexpr std::chrono::seconds longest_pause{15};
+// When a mapping that was used last is idle (writable_mapping_cache.h), and a little later.
+constexpr std::chrono::milliseconds mapping_idle_after{105};
 
 Deadline deadline_after(std::chrono::nanoseconds time, const std::stop_token& stop) {
   return Deadline(std::chrono::ceil<std::chrono::milliseconds>(time), stop);
@@ -26,8 +28,11 @@ Deadline deadline_after(std::chrono::nanoseconds time, const std::stop_token& st
 
 }  // namespace
 
-FollowLoop::FollowLoop(Session& session, const FollowPace& pace, WakeFor wake_for)
-    : session_(session), pace_(pace), wake_for_(wake_for), pacer_(std::in_place, pace) {}
+FollowLoop::FollowLoop(Session& session, const FollowPace& pace, WakeFor wake_for,
+                       MappingPolicy mapping)
+    : session_(session), pace_(pace), wake_for_(wake_for), pacer_(std::in_place, pace) {
+  session_.mapping_after_following = mapping;
+}
 
 bool FollowLoop::try_to_become_follower() {
   std::optional<HeldLock> lock = session_.state.try_lock(StateLock::follower);
@@ -49,6 +54,10 @@ std::uint64_t FollowLoop::updates_of_others() const {
 }
 
 void FollowLoop::poll_if_due(const std::stop_token& stop) {
+  if (unmap_at_ && *unmap_at_ <= PollPacer::Clock::now()) {
+    session_.state.unmap_whole_if_idle();
+    unmap_at_.reset();
+  }
   if (is_follower() || try_to_become_follower()) {
     if (pacer_->time_left(PollPacer::Clock::now()).count() > 0) return;
   } else if (session_.has_seen_any_log() && session_.state.usable()) {
@@ -61,7 +70,10 @@ void FollowLoop::poll_if_due(const std::stop_token& stop) {
   const PollPacer::Clock::time_point now = PollPacer::Clock::now();
   const std::uint64_t before = updates_of_others();
   follow(session_, backoff, 0, std::nullopt);
-  pacer_->note_poll(now, updates_of_others() > before, session_.log.notifies());
+  const bool found_updates = updates_of_others() > before;
+  pacer_->note_poll(now, found_updates, session_.log.notifies());
+  if (found_updates && session_.mapping_after_following == MappingPolicy::cache)
+    unmap_at_ = PollPacer::Clock::now() + mapping_idle_after;
   has_failed_ = false;
 }
 
@@ -72,8 +84,10 @@ void FollowLoop::wait(const std::stop_token& stop) {
     left = pacer_->time_left(PollPacer::Clock::now());
     if (left.count() <= 0) return;
     // After a notification, the pacer may delay the poll.
-    if (session_.log.notifies() && !pacer_->was_notified()) return wait_for_log(left, stop);
+    if (session_.log.notifies() && !pacer_->was_notified())
+      return wait_for_log(left, at_most_until_idle(left), stop);
   }
+  left = at_most_until_idle(left);
   const Deadline deadline = deadline_after(left, stop);
   if (wake_for_ == WakeFor::updates && session_.state.usable()) {
     session_.state.wait(session_.state.applied_id(), deadline);
@@ -82,13 +96,21 @@ void FollowLoop::wait(const std::stop_token& stop) {
   }
 }
 
-void FollowLoop::wait_for_log(std::chrono::nanoseconds at_most, const std::stop_token& stop) {
+std::chrono::nanoseconds FollowLoop::at_most_until_idle(std::chrono::nanoseconds time) const {
+  if (!unmap_at_) return time;
+  const std::chrono::nanoseconds until_idle = *unmap_at_ - PollPacer::Clock::now();
+  return std::clamp(until_idle, std::chrono::nanoseconds(0), time);
+}
+
+// Waits for `at_most`, when a poll is due in `left`.
+void FollowLoop::wait_for_log(std::chrono::nanoseconds left, std::chrono::nanoseconds at_most,
+                              const std::stop_token& stop) {
   const Deadline deadline = deadline_after(at_most, stop);
   const bool is_woken = session_.wait_for_log(deadline, applied_id(), at_most).value_or(true);
   const PollPacer::Clock::time_point now = PollPacer::Clock::now();
   if (is_woken) {
     pacer_->note_notification(now);
-  } else {
+  } else if (at_most == left) {
     pacer_->note_silence(now);
   }
 }

@@ -17,6 +17,7 @@
 #include "client/poll_pacer.h"
 #include "client/session.h"
 #include "state/file/state_lock.h"
+#include "state/write/mapping_policy.h"
 
 namespace whycache {
 
@@ -42,7 +43,9 @@ class FollowLoop {
   // update that another process has applied.
   enum class WakeFor : std::uint8_t { polls, updates };
 
-  FollowLoop(Session& session, const FollowPace& pace, WakeFor wake_for);
+  // `mapping`: what follow() does with the mapping of the state through which it has applied
+  // updates. If it caches it, wait() ends early once, to unmap it when it is idle.
+  FollowLoop(Session& session, const FollowPace& pace, WakeFor wake_for, MappingPolicy mapping);
 
   // Polls the log if a poll is due and this process is the follower. Each process polls once in any
   // case: only then it relies on the polls of others (Session::note_seen_log). After a failure,
@@ -58,7 +61,9 @@ class FollowLoop {
 
  private:
   bool try_to_become_follower();
-  void wait_for_log(std::chrono::nanoseconds at_most, const std::stop_token& stop);
+  void wait_for_log(std::chrono::nanoseconds left, std::chrono::nanoseconds at_most,
+                    const std::stop_token& stop);
+  std::chrono::nanoseconds at_most_until_idle(std::chrono::nanoseconds time) const;
   UpdateId applied_id() const;
   std::uint64_t updates_of_others() const;
 
@@ -68,6 +73,8 @@ class FollowLoop {
   std::optional<PollPacer> pacer_;  // never empty; a new one for each time as the follower
   std::optional<HeldLock> following_;
   bool has_failed_ = false;
+  // When the cached mapping is idle, if it may be there.
+  std::optional<PollPacer::Clock::time_point> unmap_at_;
 };
 
 }  // namespace whycache

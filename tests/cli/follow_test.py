@@ -51,6 +51,28 @@ class FollowTest(CliTest):
                 self.assertEqual(follower.communicate(timeout=30), (b"", b""))
                 self.assertEqual(follower.returncode, 0)
 
+    def test_state_is_mapped_writable_only_while_updates_arrive(self):
+        other = self.another_machine("other")
+        follower = self.follow(other)
+
+        def has_writable_mapping():
+            maps = pathlib.Path(f"/proc/{follower.pid}/maps").read_text()
+            return any(" rw-s " in line and line.endswith(other.state)
+                       for line in maps.splitlines())
+
+        def become(expected, write):
+            end = time.monotonic() + 20
+            while has_writable_mapping() != expected:
+                self.assertLess(time.monotonic(), end)
+                if write:
+                    self.machine.ok("set", "a", "value")
+                time.sleep(0.001)
+
+        become(True, write=True)
+        become(False, write=False)
+        follower.terminate()
+        follower.communicate(timeout=30)
+
     def test_signal_ends_wait_at_once(self):
         self.machine.ok("init", self.log)
         follower = self.machine.start("follow", "--interval", "1h", "--json")
