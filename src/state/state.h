@@ -72,6 +72,8 @@ struct StatePosition {
   friend bool operator==(const StatePosition&, const StatePosition&) = default;
 };
 
+class StateFiles;
+
 // The object that a State belongs to, if it decides about reads: State::set_owner().
 class StateOwner {
  public:
@@ -317,7 +319,6 @@ class State {
   bool slow_read_of_file(std::string_view key, Sink sink) const;
   std::optional<std::int64_t> poll_time(PollTime PollRecord::*which, std::int64_t now_ns) const;
 
-  struct Impl;
   StateOptions options_;
   bool adopted_ = false;
   // The directory cache of the current mapping. CurrentFile stores it (release); point reads
@@ -327,7 +328,7 @@ class State {
   bool (*const get_)(const State&, std::string_view, std::string&);
   bool (*const try_get_)(const State&, std::string_view, ValueBuffer&);
   StateOwner* owner_ = nullptr;
-  std::unique_ptr<Impl> impl_;
+  std::unique_ptr<StateFiles> files_;
 };
 
 }  // namespace whycache
