@@ -403,7 +403,7 @@ void measure(const std::string& subject, std::uint64_t count, const FleetOptions
   Fleet fleet(url, count, waits, options, writer);
   // Followers that were woken trust that they will be.
   writer.write_for(warm_up_seconds, std::max(options.writes_per_second, warm_up_writes_per_second));
-  // So many followers may lag behind. If nothing else is written, that would be measured.
+  // A large fleet may lag behind. While nothing else is written, that would be measured.
   if (options.writes_per_second == 0) fleet.wait_until_caught_up(first);
   // Opening needs a connection for each follower; measure only what followers hold afterwards.
   servers.reset_counters(subject);

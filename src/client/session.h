@@ -98,9 +98,9 @@ class Session {
   Log& log;
   const Options& options;
   AtomicCounters& counters;
-  // What follow() does with the mapping of the state after it has applied updates. Set before the
-  // first call of a process that does nothing else than follow: in others, the mapping stays
-  // read-only while nothing is applied.
+  // Whether follow() keeps the mapping through which it has applied updates. A process that does
+  // nothing else sets this before its first call. In others, the state stays mapped read-only while
+  // nothing is applied.
   MappingPolicy mapping_after_following = MappingPolicy::unmap;
 
   // Returns the authorship of the next update: the time, the writer, and its next sequence number.

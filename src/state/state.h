@@ -141,9 +141,8 @@ class State {
   // The same under the conditions of try_get(). Returns nullopt if it is undecided.
   std::optional<bool> try_find_version(std::string_view key, EntryVersion& version) const noexcept;
   // Names the object that the reads above ask before they take the slow path, try_get() and
-  // try_find_version() apart, which leave that to the caller. So the question costs nothing, but
-  // while fast reads are disabled, when it comes before every read. Call it before the first read.
-  // The owner outlives the reads.
+  // try_find_version() apart, which leave that to the caller. While fast reads are disabled, it is
+  // asked before every read. Call this before the first read. The owner outlives the reads.
   void set_owner(StateOwner& owner) { owner_ = &owner; }
   // Disables the fast path of all reads, in all threads, or enables it again. A read that is under
   // way may still take it. Enabled at first.

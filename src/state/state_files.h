@@ -1,5 +1,5 @@
-// The files of a State, and what this process keeps for them: the lock file with the locks of this
-// process, the mapping that reads use, and the one for writes with its ring of recent changes.
+// The files of a State, as this process has them: the lock file and the locks between threads, the
+// mapping for reads, and the one for writes with its ring of recent changes.
 #pragma once
 
 #include <array>
