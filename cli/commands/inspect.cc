@@ -9,6 +9,7 @@
 #include "cli/escape.h"
 #include "cli/format.h"
 #include "cli/target.h"
+#include "state/file/machine_counters.h"
 
 namespace whycache::cli {
 namespace {
@@ -68,6 +69,8 @@ Json as_json(const std::string& path, const StateInspection& inspection) {
   Json processes = Json::array();
   for (const ProcessInfo& process : inspection.processes) processes.push_back(as_json(process));
   object["processes"] = std::move(processes);
+  for (const CounterMember& counter : all_counters)
+    object["counters"][counter.name] = inspection.machine_counters.*counter.value;
   return object;
 }
 
@@ -121,6 +124,11 @@ void print(const std::string& path, const StateInspection& inspection, Output& o
                                                        : "";
     row(fmt::format("process {}", process.process_id),
         fmt::format("{}{}", escape(process.process_name), holds));
+  }
+  output.write_line("counted by all processes");
+  for (const CounterMember& counter : all_counters) {
+    const std::uint64_t count = inspection.machine_counters.*counter.value;
+    if (count != 0) row(counter.name, format_with_commas(count));
   }
 }
 

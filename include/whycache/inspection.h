@@ -43,6 +43,21 @@ struct SegmentKindUsage {
   std::uint64_t live_bytes = 0;  // in use
 };
 
+// Counts of events: of one Cache object in this process since it was opened (Cache::counters()), or
+// of all processes of the machine (Stats::machine_counters).
+struct Counters {
+  std::uint64_t updates_applied = 0;
+  std::uint64_t updates_written = 0;
+  std::uint64_t append_conflicts = 0;  // another writer took the id first; the next one was tried
+  std::uint64_t log_retries = 0;
+  std::uint64_t rebuilds_behind_base = 0;  // the log was rewritten beyond the state
+  std::uint64_t rebuilds_diverged = 0;     // the log was restored, forked or lost its tail
+  std::uint64_t rebuilds_replaced = 0;     // the log has another uuid
+  std::uint64_t rebuilds_damaged = 0;      // the state could not be used
+  std::uint64_t rebuilds_to_shrink = 0;    // most of a large state was free
+  std::uint64_t recoveries = 0;            // rollbacks of an update whose writer had died
+};
+
 struct StateInspection {
   StateInfo info;
   std::uint64_t file_bytes = 0;
@@ -62,23 +77,7 @@ struct StateInspection {
   // Those that have the file open. A process forked from one of them appears on its own once it
   // opens a view.
   std::vector<ProcessInfo> processes;
-};
-
-// Counts of one Cache object in this process since it was opened. No process sees those of another
-// one: a process that may only read has no place to write its own to. For the counts of a machine,
-// let each process report its own and add them up, as a collector of metrics does, or in memory
-// that the application shares (examples/service/metrics.h).
-struct Counters {
-  std::uint64_t updates_applied = 0;  // by this object; other processes of this machine apply too
-  std::uint64_t updates_written = 0;
-  std::uint64_t append_conflicts = 0;  // another writer took the id first; the next one was tried
-  std::uint64_t log_retries = 0;
-  std::uint64_t rebuilds_behind_base = 0;  // the log was rewritten beyond the state
-  std::uint64_t rebuilds_diverged = 0;     // the log was restored, forked or lost its tail
-  std::uint64_t rebuilds_replaced = 0;     // the log has another uuid
-  std::uint64_t rebuilds_damaged = 0;      // the state could not be used
-  std::uint64_t rebuilds_to_shrink = 0;    // most of a large state was free
-  std::uint64_t recoveries = 0;            // rollbacks of an update whose writer had died
+  Counters machine_counters;  // Stats::machine_counters
 };
 
 // For health checks and metrics. Nothing in it needs a round trip to the log.
@@ -112,8 +111,13 @@ struct Stats {
   // still in use; inspect() counts those segments.
   std::uint64_t pinned_bytes = 0;
 
-  // Of this object alone, not of the other processes of the machine.
+  // Of this object alone. Other processes of the machine apply updates, too.
   Counters counters;
+  // Of all processes of the machine, since the state was first built on it, or adopted after a
+  // restart of the machine. They are in the state file, and a new file takes them over. A process
+  // adds what it has counted when it applies an update or has rebuilt the state, so the last events
+  // of a process may be missing, as are those of processes that may only read.
+  Counters machine_counters;
 };
 
 }  // namespace whycache

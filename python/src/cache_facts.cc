@@ -7,6 +7,8 @@
 #include <string>
 #include <type_traits>
 
+#include "state/file/machine_counters.h"
+
 namespace whycache::python {
 namespace {
 
@@ -124,18 +126,10 @@ namespace {
 
 PyObject* dict_of(const Counters& counters) {
   Ref dict(PyDict_New());
-  PyObject* const to = dict.get();
-  const bool complete = dict && put(to, "updates_applied", counters.updates_applied) &&
-                        put(to, "updates_written", counters.updates_written) &&
-                        put(to, "append_conflicts", counters.append_conflicts) &&
-                        put(to, "log_retries", counters.log_retries) &&
-                        put(to, "rebuilds_behind_base", counters.rebuilds_behind_base) &&
-                        put(to, "rebuilds_diverged", counters.rebuilds_diverged) &&
-                        put(to, "rebuilds_replaced", counters.rebuilds_replaced) &&
-                        put(to, "rebuilds_damaged", counters.rebuilds_damaged) &&
-                        put(to, "rebuilds_to_shrink", counters.rebuilds_to_shrink) &&
-                        put(to, "recoveries", counters.recoveries);
-  return complete ? dict.release() : nullptr;
+  if (!dict) return nullptr;
+  for (const CounterMember& counter : all_counters)
+    if (!put(dict.get(), counter.name, counters.*counter.value)) return nullptr;
+  return dict.release();
 }
 
 }  // namespace
@@ -164,7 +158,8 @@ PyObject* dict_of_stats(const Stats& stats) {
       put(to, "oldest_pinned_id", stats.oldest_pinned_id) &&
       put(to, "oldest_pinned_process_id", stats.oldest_pinned_process_id) &&
       put(to, "oldest_pinned_process_name", stats.oldest_pinned_process_name) &&
-      put(to, "pinned_bytes", stats.pinned_bytes) && put(to, "counters", dict_of(stats.counters));
+      put(to, "pinned_bytes", stats.pinned_bytes) && put(to, "counters", dict_of(stats.counters)) &&
+      put(to, "machine_counters", dict_of(stats.machine_counters));
   return complete ? dict.release() : nullptr;
 }
 
@@ -217,7 +212,8 @@ PyObject* dict_of_inspection(const StateInspection& state) {
       put(to, "index_words", state.index_words) && put(to, "index_used", state.index_used) &&
       put(to, "index_tombstones", state.index_tombstones) &&
       put(to, "tree_height", state.tree_height) && put(to, "segments_by_kind", kinds.release()) &&
-      put(to, "processes", processes.release());
+      put(to, "processes", processes.release()) &&
+      put(to, "machine_counters", dict_of(state.machine_counters));
   return complete ? dict.release() : nullptr;
 }
 

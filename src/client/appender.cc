@@ -214,8 +214,9 @@ bool Appender::apply_if_next(const LogPosition& position, const Update& update,
     writer->apply(update);
     report_ring_fault(session_, *writer);
     session_.counters.add(&Counters::updates_applied);
-    return true;
   }
+  writer->add_counters(session_.counters.take_unreported());
+  if (now == position) return true;
   return now.id > update.id || (now.id == update.id && now.chain == update.chain);
 }
 

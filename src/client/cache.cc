@@ -363,6 +363,7 @@ class Cache::Impl {
 
   [[gnu::cold, gnu::noinline]] ProcessContext& create_child_context(
       ProcessContext* of_parent) const {
+    counters_.skip_unreported();
     std::unique_ptr<Log> reopened = reopen_lazily(of_parent->session.log);
     Log& log = *reopened;
     auto mine = std::make_unique<ProcessContext>(*state_, location_, log, std::move(reopened),

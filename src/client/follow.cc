@@ -98,6 +98,7 @@ void apply_page(Session& session, const LogPage& page, const LogPosition& positi
     session.counters.add(&Counters::updates_applied);
   });
   report_ring_fault(session, *writer);
+  writer->add_counters(session.counters.take_unreported());
 }
 
 // Records when the log was asked, unless a newer answer is recorded already.

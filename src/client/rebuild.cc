@@ -403,6 +403,10 @@ void finish_rebuild(Session& session, const Build& build, const RebuildCause& ca
   if (cause.reason == RebuildReason::no_state) return;
   if (std::uint64_t Counters::*const counter = counter_of(cause.reason))
     session.counters.add(counter);
+  try {
+    session.state.begin_write(backoff.deadline())->add_counters(session.counters.take_unreported());
+  } catch (const Error&) {  // the next update that this process applies adds it
+  }
   session.report(Event::Kind::rebuilt, std::string("state rebuilt, since ") +
                                            describe(cause.reason) + ": " + cause.details +
                                            (gave_way ? " (for lack of room, the old one was "

@@ -5,6 +5,7 @@
 #include "base/clock.h"
 #include "base/process_name.h"
 #include "base/random.h"
+#include "state/file/machine_counters.h"
 
 namespace whycache {
 namespace {
@@ -38,17 +39,22 @@ std::string retry_message(const Log& log, const Backoff& backoff, const Error& f
 }
 
 Counters AtomicCounters::read() {
-  static constexpr std::uint64_t Counters::*all[] = {
-      &Counters::updates_applied,   &Counters::updates_written,      &Counters::append_conflicts,
-      &Counters::log_retries,       &Counters::rebuilds_behind_base, &Counters::rebuilds_diverged,
-      &Counters::rebuilds_replaced, &Counters::rebuilds_damaged,     &Counters::rebuilds_to_shrink,
-      &Counters::recoveries};
-  static_assert(sizeof all / sizeof *all == sizeof(Counters) / sizeof(std::uint64_t));
   Counters copy;
-  for (std::uint64_t Counters::*counter : all) {
-    copy.*counter = std::atomic_ref(counters_.*counter).load(std::memory_order_relaxed);
+  for (const CounterMember& counter : all_counters) {
+    copy.*counter.value = std::atomic_ref(counters_.*counter.value).load(std::memory_order_relaxed);
   }
   return copy;
+}
+
+Counters AtomicCounters::take_unreported() {
+  const Counters now = read();
+  Counters added;
+  for (const CounterMember& counter : all_counters) {
+    const std::uint64_t count = now.*counter.value;
+    std::atomic_ref reported(reported_.*counter.value);
+    added.*counter.value = count - reported.exchange(count, std::memory_order_relaxed);
+  }
+  return added;
 }
 
 Session::Session(State& joined_state, const StateLocation& state_location, Log& joined_log,

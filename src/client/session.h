@@ -63,9 +63,14 @@ class AtomicCounters {
     std::atomic_ref(counters_.*counter).fetch_add(count, std::memory_order_relaxed);
   }
   Counters read();
+  // Returns what was added since the last call. The caller holds the writer lock of the state.
+  Counters take_unreported();
+  // In a forked child: what the parent has counted, the parent reports.
+  void skip_unreported() { take_unreported(); }
 
  private:
   Counters counters_;
+  Counters reported_;
 };
 
 class Session;

@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "state/btree/mapped_nodes.h"
 #include "state/btree/node.h"
+#include "state/file/machine_counters.h"
 #include "state/file/state_file.h"
 #include "state/file/use_locks.h"
 
@@ -76,6 +77,7 @@ StateInspection inspect_state_file(const Mapping& mapping) {
   inspection.writer_active = header.writer_active.load(std::memory_order_relaxed) != 0;
   inspection.created_in_this_boot = header.fixed.boot_id == boot_id();
   inspection.created_us = header.fixed.created_us;
+  inspection.machine_counters = read_machine_counters(header);
   count_segments(mapping, inspection);
   inspection.index_global_depth =
       global_depth(header.index_directory.load(std::memory_order_relaxed));

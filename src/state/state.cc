@@ -19,6 +19,7 @@
 #include "state/file/applied_wait.h"
 #include "state/file/lock_file.h"
 #include "state/file/lock_queue.h"
+#include "state/file/machine_counters.h"
 #include "state/file/poll_record.h"
 #include "state/file/state_change.h"
 #include "state/file/state_file.h"
@@ -496,6 +497,7 @@ bool State::install(StateBuilder& builder, InstallPolicy policy,
     if (policy == InstallPolicy::unless_behind) return false;
     if (catch_up) catch_up();
   }
+  if (old && is_in_place(*old)) builder.add_counters(read_machine_counters(old->header()));
   const FileDescriptor old_file = open_file_if_exists(options_.path, O_RDWR);
   const bool was_own = old_file && has_only_own_changes(*files_->lock_file, old_file.number());
   if (old_file) {
@@ -576,6 +578,7 @@ void State::describe_use(Stats& stats) const {
   const std::shared_ptr<Mapping> mapping = files_->current_file.mapping();
   if (!mapping) return;
   stats.file_bytes = mapping->header().file_bytes.load(std::memory_order_acquire);
+  stats.machine_counters = read_machine_counters(mapping->header());
   if (const std::optional<ProcessInfo> holder = find_oldest_pin(mapping->descriptor())) {
     stats.oldest_pinned_id = holder->oldest_pinned_id;
     stats.oldest_pinned_process_id = holder->process_id;

@@ -27,9 +27,13 @@ class InspectTest(CliTest):
         self.assertEqual(insides["state"], self.machine.state)
         self.assertEqual(sum(use["bytes"] for use in insides["segments"]), insides["file_bytes"])
         self.assertEqual(insides["processes"], [])
+        # Each of them was written by a process of its own.
+        self.assertEqual(insides["counters"]["updates_written"], 3)
+        self.assertEqual(insides["counters"]["updates_applied"], 3)
         text = self.machine.ok("inspect").out.decode()
         for word in ("point index", "segments", "processes: 0", "log uuid"):
             self.assertIn(word, text)
+        self.assertRegex(text, r"updates_written +3\n")
 
     def test_copied_file_is_inspected_alone(self):
         self.machine.ok("set", "a", "1")

@@ -7,8 +7,10 @@
 #include <memory>
 #include <optional>
 
+#include "client/cache_internal.h"
 #include "client/fleet.h"
 #include "state/state.h"
+#include "support/child_process.h"
 
 namespace whycache::testing {
 namespace {
@@ -31,6 +33,40 @@ TEST(Stats, stats_of_current_machine_show_no_lag) {
   EXPECT_GT(stats.file_bytes, stats.item_bytes);
   EXPECT_FALSE(stats.oldest_pinned_id);
   EXPECT_EQ(stats.counters.updates_written, 1U);
+}
+
+TEST(Stats, machine_counters_are_those_of_all_processes_and_survive_rebuilds) {
+  const Fleet fleet("file");
+  Cache cache = fleet.open("berlin");
+  cache.set("a", "1");
+  const auto write_in_child = [&] {
+    return run_in_child([&]() -> std::string {
+      Cache own = fleet.open("berlin");
+      own.set("a", "2");
+      cache.set("a", "3");  // the parent's object has counted one, too
+      return "";
+    });
+  };
+  EXPECT_EQ(write_in_child(), "");
+  EXPECT_EQ(write_in_child(), "");
+  const auto expect_counters = [&](std::uint64_t written, std::uint64_t rebuilds) {
+    const Counters machine = cache.stats().machine_counters;
+    EXPECT_EQ(machine.updates_written, written);
+    EXPECT_EQ(machine.updates_applied, written);
+    EXPECT_EQ(machine.rebuilds_replaced + machine.rebuilds_diverged + machine.rebuilds_damaged,
+              rebuilds);
+    EXPECT_EQ(cache.inspect().machine_counters.updates_written, written);
+  };
+  expect_counters(5, 0);
+  EXPECT_EQ(cache.counters().updates_written, 1U);
+
+  CacheInternal::rebuild(cache);
+  expect_counters(5, 0);
+  cache.set("a", "4");
+  expect_counters(6, 0);
+
+  Cache other = fleet.open("paris");
+  EXPECT_EQ(other.stats().machine_counters.updates_written, 0U);
 }
 
 TEST(Stats, stats_name_the_oldest_view_and_its_process) {

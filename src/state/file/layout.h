@@ -410,7 +410,7 @@ static_assert(sizeof(HeaderFixed) == 512);
 
 inline constexpr char state_magic[8] = {'w', 'h', 'y', 'c', 'a', 'c', 'h', 'e'};
 inline constexpr std::uint16_t state_format_major = 4;
-inline constexpr std::uint16_t state_format_minor = 0;
+inline constexpr std::uint16_t state_format_minor = 1;
 // A file of an older format, from this one on, has the same fixed header and reclaim generation. It
 // is replaced by a new file, which is built from the log.
 inline constexpr std::uint16_t state_format_major_replaced_min = 3;
@@ -502,6 +502,7 @@ struct PollRecord {
   std::atomic<std::uint64_t> known_head;
 };
 static_assert(sizeof(PollRecord) == 40);
+inline constexpr std::size_t machine_counters_max = 32;
 
 struct Header {
   HeaderFixed fixed;
@@ -539,6 +540,10 @@ struct Header {
 
   // The only part that is written without the writer lock.
   alignas(64) PollRecord poll_record;
+
+  // What processes have counted, each member of Counters (machine_counters.h). Relaxed: for display
+  // only.
+  alignas(64) std::atomic<std::uint64_t> machine_counters[machine_counters_max];
 };
 static_assert(sizeof(Header) <= header_page_bytes);
 static_assert(offsetof(Header, reclaim_generation) == 512);
@@ -547,5 +552,6 @@ static_assert(offsetof(Header, reclaim_horizon) == 576);
 static_assert(offsetof(Header, published) == 640);
 static_assert(offsetof(Header, allocator_state) == 1152);
 static_assert(offsetof(Header, poll_record) == 1344);
+static_assert(offsetof(Header, machine_counters) == 1408);
 
 }  // namespace whycache

@@ -79,6 +79,8 @@ std::string adopt(const StateOptions& options, const Mapping& foreign, const Dea
   header.poll_record.last.time_ns.store(0, std::memory_order_relaxed);
   header.poll_record.last_of_store.time_ns.store(0, std::memory_order_relaxed);
   header.poll_record.known_head.store(0, std::memory_order_relaxed);
+  for (std::atomic<std::uint64_t>& counter : header.machine_counters)
+    counter.store(0, std::memory_order_relaxed);
   clear_writer_active(header);
   return {};
 }

@@ -10,6 +10,7 @@
 #include "base/file_system.h"
 #include "base/fork_handlers.h"
 #include "state/file/lock_file.h"
+#include "state/file/machine_counters.h"
 #include "state/file/state_file.h"
 #include "state/read/pin.h"
 
@@ -91,6 +92,10 @@ void StateBuilder::finish_load(UpdateId id, std::uint64_t chain) {
 void StateBuilder::apply(const Update& update) {
   check_not_forked();
   applier_.apply(update);
+}
+
+void StateBuilder::add_counters(const Counters& added) noexcept {
+  if (fork_count_ == fork_count()) add_machine_counters(mapping_.writable_header(), added);
 }
 
 StateInfo StateBuilder::info() const {

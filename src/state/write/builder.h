@@ -35,6 +35,9 @@ class StateBuilder {
   // Applies update applied_id + 1, as StateWriter::apply().
   void apply(const Update& update);
 
+  // Adds to the counters of the machine, which the file begins without.
+  void add_counters(const Counters& added) noexcept;
+
   // The file, until it is installed.
   const std::string& path() const { return file_.path(); }
   StateInfo info() const;

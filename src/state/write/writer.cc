@@ -6,6 +6,7 @@
 #include "base/fork_handlers.h"
 #include "state/errors.h"
 #include "state/file/applied_wait.h"
+#include "state/file/machine_counters.h"
 #include "state/file/state_file.h"
 #include "state/write/recovery.h"
 
@@ -95,6 +96,10 @@ void StateWriter::apply(const Update& update) {
   applied_ = true;
   applier_.apply(update);
   failed_ = false;
+}
+
+void StateWriter::add_counters(const Counters& added) noexcept {
+  if (fork_count_ == fork_count()) add_machine_counters(mapping_.writable_header(), added);
 }
 
 void StateWriter::keep_for_feeds(const Update& update) {

@@ -37,6 +37,8 @@ class StateWriter {
   // Applies update applied_id + 1, entirely or not at all. Throws Error(limit) if the state would
   // exceed state_bytes_max or the disk is full, Error(corrupt) if the file is damaged.
   void apply(const Update& update);
+  // Adds to the counters of the machine.
+  void add_counters(const Counters& added) noexcept;
   // Whether the previous writer had died while writing. The constructor has repaired the state, as
   // it does after an update that failed.
   bool recovered() const { return recovered_; }
