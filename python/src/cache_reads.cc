@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "client/cache_internal.h"
+#include "state/read/pin.h"
 #include "state/state.h"
 
 namespace whycache::python {
@@ -204,16 +205,17 @@ PyObject* cache_get_multi(PyObject* object, PyObject* const* arguments, Py_ssize
     if (!result) return nullptr;
     const std::span<const std::string_view> all(key_views, key_count);
     bool failed = false;
-    const auto put = [&](std::size_t i, const LookupResult& stored) {
+    const auto put = [&](std::size_t i, std::string_view stored) {
       if (failed) return;
-      PyObject* const value = decode_stored(*self.module, self.codec, stored.value, all[i]);
+      PyObject* const value = decode_stored(*self.module, self.codec, stored, all[i]);
       failed = value == nullptr;
       PyList_SET_ITEM(result.get(), static_cast<Py_ssize_t>(i), value);
     };
     const State* const state = CacheInternal::state_if_open(handle->cache);
     if (state != nullptr && key_count <= keys_with_gil_max && !state->may_wait_for_file()) {
       try {
-        state->pin()->get_many(all, put);
+        state->pin()->get_many(
+            all, [&](std::size_t i, const LookupResult& result) { put(i, result.value); });
       } catch (const Error&) {
         const ReleasedGil released;
         static_cast<void>(handle->cache.get_multi(all));  // takes note of damage
