@@ -306,6 +306,7 @@ bool Changes::Feed::wait_for_update(Session& session, const Deadline& deadline) 
 bool Changes::Feed::sleep_until_update(const State& state, const Deadline& deadline) {
   const StatePosition seen = state.position();
   if (seen.applied_id != position_id_) return true;
+  if (deadline.passed()) return false;
   const auto began = std::chrono::steady_clock::now();
   if (std::exchange(is_traffic_dense_, false)) deadline.sleep(gathering_time);
   while (state.position() == seen) {

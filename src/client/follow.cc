@@ -84,10 +84,9 @@ std::optional<RebuildCause> find_rebuild_cause(Session& session, const Deadline&
 
 // Applies the rows of a page, except those that were applied since the page was read.
 void apply_page(Session& session, const LogPage& page, const LogPosition& position,
-                const Deadline& deadline) {
+                MappingPolicy mapping, const Deadline& deadline) {
   if (page.row_count() == 0 || page.row(page.row_count() - 1).id <= position.id) return;
-  const std::unique_ptr<StateWriter> writer =
-      session.state.begin_write(deadline, session.mapping_after_following);
+  const std::unique_ptr<StateWriter> writer = session.state.begin_write(deadline, mapping);
   report_recovery(session, *writer);
   LogPosition now = position_of(writer->info());
   // A writer applies what it appends, without asking the log. If its update is not the one on the
@@ -112,8 +111,8 @@ void note_asked(const Session& session, std::int64_t poll_time_ns, const LogPage
 
 // Reads the log to its end and applies it. Returns the cause if the state has to be rebuilt first.
 // The caller holds StateLock::follow.
-std::optional<RebuildCause> catch_up(Session& session, Backoff& backoff,
-                                     StalenessMax staleness_max) {
+std::optional<RebuildCause> catch_up(Session& session, Backoff& backoff, StalenessMax staleness_max,
+                                     MappingPolicy mapping) {
   UpdateId promised_head = 0;  // the head of the last answer, if its rows ended before it
   for (;;) {
     const std::int64_t poll_time_ns = boot_time_ns();
@@ -136,7 +135,7 @@ std::optional<RebuildCause> catch_up(Session& session, Backoff& backoff,
     session.note_seen_log(position.log_uuid);
 
     try {
-      apply_page(session, page, position, backoff.deadline());
+      apply_page(session, page, position, mapping, backoff.deadline());
     } catch (const Error&) {  // a full disk, for example: this machine is behind, and knows it
       session.state.record_known_head(page.extent().head);
       throw;
@@ -165,11 +164,11 @@ std::optional<RebuildCause> catch_up(Session& session, Backoff& backoff,
 // Calls catch_up() if the state can be used. A state that turns out to be damaged is one more cause
 // for a rebuild.
 std::optional<RebuildCause> try_catch_up(Session& session, Backoff& backoff,
-                                         StalenessMax staleness_max) {
+                                         StalenessMax staleness_max, MappingPolicy mapping) {
   try {
     if (std::optional<RebuildCause> needed = find_rebuild_cause(session, backoff.deadline()))
       return needed;
-    return catch_up(session, backoff, staleness_max);
+    return catch_up(session, backoff, staleness_max, mapping);
   } catch (const LogError&) {
     throw;
   } catch (const Error& error) {
@@ -201,7 +200,8 @@ bool pause_until_update(Session& session, Backoff& backoff, UpdateId applied) {
 
 }  // namespace
 
-UpdateId follow(Session& session, Backoff& backoff, UpdateId at_least, StalenessMax staleness_max) {
+UpdateId follow(Session& session, Backoff& backoff, UpdateId at_least, StalenessMax staleness_max,
+                MappingPolicy mapping) {
   std::int64_t began_ns = boot_time_ns();
   for (;;) {
     std::optional<LogError> failure;
@@ -212,7 +212,7 @@ UpdateId follow(Session& session, Backoff& backoff, UpdateId at_least, Staleness
         following.emplace(session.lock_for_log(StateLock::follow, backoff));
       if (!is_fresh(session, began_ns, staleness_max) || !has_state_of_seen_log(session)) {
         while (const std::optional<RebuildCause> needed =
-                   try_catch_up(session, backoff, staleness_max)) {
+                   try_catch_up(session, backoff, staleness_max, mapping)) {
           if (rebuild(session, *needed, backoff)) break;
         }
         session.clear_damage();

@@ -19,6 +19,7 @@
 #include "base/backoff.h"
 #include "client/log_page.h"
 #include "client/session.h"
+#include "state/write/mapping_policy.h"
 
 namespace whycache {
 
@@ -29,10 +30,15 @@ namespace whycache {
 // of a tier in front of the store, within the log's options. Pass 0, which asks the store, before a
 // write or a rewrite.
 //
+// `mapping`: whether the mapping through which updates were applied is kept for the next ones. Only
+// processes that do nothing else keep it: in others, the state stays mapped read-only while nothing
+// is applied.
+//
 // Throws Error(unavailable) if the backoff runs out, Error(corrupt) if an update is missing or
 // damaged, and Error(limit) if an update does not fit into the state.
 UpdateId follow(Session& session, Backoff& backoff, UpdateId at_least = 0,
-                StalenessMax staleness_max = zero_staleness);
+                StalenessMax staleness_max = zero_staleness,
+                MappingPolicy mapping = MappingPolicy::unmap);
 
 // Builds the state if there is none to read, as after OpenMode::now. Throws as follow().
 void build_missing_state(Session& session, Backoff& backoff);

@@ -30,9 +30,11 @@ Deadline deadline_after(std::chrono::nanoseconds time, const std::stop_token& st
 
 FollowLoop::FollowLoop(Session& session, const FollowPace& pace, WakeFor wake_for,
                        MappingPolicy mapping)
-    : session_(session), pace_(pace), wake_for_(wake_for), pacer_(std::in_place, pace) {
-  session_.mapping_after_following = mapping;
-}
+    : session_(session),
+      pace_(pace),
+      wake_for_(wake_for),
+      mapping_(mapping),
+      pacer_(std::in_place, pace) {}
 
 bool FollowLoop::try_to_become_follower() {
   std::optional<HeldLock> lock = session_.state.try_lock(StateLock::follower);
@@ -54,26 +56,19 @@ std::uint64_t FollowLoop::updates_of_others() const {
 }
 
 void FollowLoop::poll_if_due(const std::stop_token& stop) {
-  if (unmap_at_ && *unmap_at_ <= PollPacer::Clock::now()) {
-    session_.state.unmap_whole_if_idle();
-    unmap_at_.reset();
-  }
+  session_.state.unmap_whole_if_idle();
   if (is_follower() || try_to_become_follower()) {
     if (pacer_->time_left(PollPacer::Clock::now()).count() > 0) return;
   } else if (session_.has_seen_any_log() && session_.state.usable()) {
     has_failed_ = false;
     return;
   }
-  session_.state.unmap_whole_if_idle();
   Backoff backoff(session_.options.deadline, stop);
   if (has_failed_) session_.call_log(backoff.deadline(), [](Log& log) { return log.extent(); });
   const PollPacer::Clock::time_point now = PollPacer::Clock::now();
   const std::uint64_t before = updates_of_others();
-  follow(session_, backoff, 0, std::nullopt);
-  const bool found_updates = updates_of_others() > before;
-  pacer_->note_poll(now, found_updates, session_.log.notifies());
-  if (found_updates && session_.mapping_after_following == MappingPolicy::cache)
-    unmap_at_ = PollPacer::Clock::now() + mapping_idle_after;
+  follow(session_, backoff, 0, std::nullopt, mapping_);
+  pacer_->note_poll(now, updates_of_others() > before, session_.log.notifies());
   has_failed_ = false;
 }
 
@@ -97,9 +92,9 @@ void FollowLoop::wait(const std::stop_token& stop) {
 }
 
 std::chrono::nanoseconds FollowLoop::at_most_until_idle(std::chrono::nanoseconds time) const {
-  if (!unmap_at_) return time;
-  const std::chrono::nanoseconds until_idle = *unmap_at_ - PollPacer::Clock::now();
-  return std::clamp(until_idle, std::chrono::nanoseconds(0), time);
+  return session_.state.has_cached_mapping()
+             ? std::min<std::chrono::nanoseconds>(time, mapping_idle_after)
+             : time;
 }
 
 // Waits for `at_most`, when a poll is due in `left`.
@@ -118,6 +113,7 @@ void FollowLoop::wait_for_log(std::chrono::nanoseconds left, std::chrono::nanose
 void FollowLoop::note_failure(ErrorKind kind) {
   // A log that does not answer one process does not answer the others.
   if (kind != ErrorKind::unavailable) following_.reset();
+  session_.state.unmap_cached();  // the pause may be long
   has_failed_ = true;
 }
 

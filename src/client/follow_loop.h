@@ -43,8 +43,8 @@ class FollowLoop {
   // update that another process has applied.
   enum class WakeFor : std::uint8_t { polls, updates };
 
-  // `mapping`: what follow() does with the mapping of the state through which it has applied
-  // updates. If it caches it, wait() ends early once, to unmap it when it is idle.
+  // `mapping`: as for follow(). While a mapping is cached, wait() ends early, and poll_if_due()
+  // unmaps it once it is idle.
   FollowLoop(Session& session, const FollowPace& pace, WakeFor wake_for, MappingPolicy mapping);
 
   // Polls the log if a poll is due and this process is the follower. Each process polls once in any
@@ -70,11 +70,10 @@ class FollowLoop {
   Session& session_;
   const FollowPace pace_;
   const WakeFor wake_for_;
+  const MappingPolicy mapping_;
   std::optional<PollPacer> pacer_;  // never empty; a new one for each time as the follower
   std::optional<HeldLock> following_;
   bool has_failed_ = false;
-  // When the cached mapping is idle, if it may be there.
-  std::optional<PollPacer::Clock::time_point> unmap_at_;
 };
 
 }  // namespace whycache

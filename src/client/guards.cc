@@ -7,6 +7,7 @@
 #include <system_error>
 
 #include "client/session.h"
+#include "state/read/pin.h"
 
 namespace whycache {
 namespace {

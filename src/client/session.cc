@@ -108,13 +108,28 @@ bool Session::is_reporting() const noexcept {
   return false;
 }
 
+bool Session::is_in_event_callback() noexcept {
+  for (const CallbackScope* scope = innermost_callback; scope != nullptr; scope = scope->outer_)
+    if (scope->callback_ == event_callback) return true;
+  return false;
+}
+
 void Session::report(Event::Kind kind, const std::string& message) noexcept {
   if (!options.on_event || is_reporting()) return;
-  try {
+  const auto call = [&]() noexcept {
+    try {
+      const CallbackScope scope(*this, event_callback);
+      options.on_event({kind, message});
+    } catch (...) {  // as Options::on_event promises
+    }
+  };
+  if (!is_in_event_callback()) {
     const MutexLock lock(events_mutex_);
-    const CallbackScope scope(*this, event_callback);
-    options.on_event({kind, message});
-  } catch (...) {  // as Options::on_event promises
+    call();
+  } else if (events_mutex_.try_lock()) {
+    // Waiting could be for a thread that waits for the other cache's mutex.
+    call();
+    events_mutex_.unlock();
   }
 }
 

@@ -103,17 +103,14 @@ class Session {
   Log& log;
   const Options& options;
   AtomicCounters& counters;
-  // Whether follow() keeps the mapping through which it has applied updates. A process that does
-  // nothing else sets this before its first call. In others, the state stays mapped read-only while
-  // nothing is applied.
-  MappingPolicy mapping_after_following = MappingPolicy::unmap;
 
   // Returns the authorship of the next update: the time, the writer, and its next sequence number.
   Authorship authorship(std::string note);
   const std::string& writer_name() const { return writer_name_; }
 
   // Calls Options::on_event, never twice at once. Drops what the callback throws, and events of
-  // this session that the callback itself causes.
+  // this session that the callback itself causes. Those that the callback of another cache causes
+  // are dropped while this session is reporting one.
   void report(Event::Kind kind, const std::string& message) noexcept;
   // Throws Error(invalid) if this thread runs a callback of this session (CallbackScope): the call
   // would wait for a lock or a thread that waits for the callback.
@@ -236,6 +233,8 @@ class Session {
  private:
   // Whether this thread runs the event callback of this session, perhaps within those of others.
   bool is_reporting() const noexcept;
+  // Whether this thread runs an event callback of any session.
+  static bool is_in_event_callback() noexcept;
   void note_log_success() noexcept;
   void note_log_failure(const std::exception& error) noexcept;
   void note_failed_wait(const char* reason) noexcept;

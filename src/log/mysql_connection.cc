@@ -306,7 +306,10 @@ MysqlRows MysqlConnection::query(const std::string& sql) {
   const SigpipeBlocker quietly;
   if (mysql_real_query(mysql_, sql.data(), sql.size()) != 0) throw_failure();
   MYSQL_RES* const result = mysql_use_result(mysql_);
-  if (result == nullptr) throw_failure();
+  if (result == nullptr) {
+    if (mysql_field_count(mysql_) != 0) abort_connection();  // there are rows, but no memory
+    throw_failure();
+  }
   return MysqlRows(*this, result);
 }
 

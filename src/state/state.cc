@@ -474,6 +474,10 @@ void State::unmap_if_idle() const noexcept { files_->mapping_cache.unmap_if_idle
 
 void State::unmap_whole_if_idle() const noexcept { files_->mapping_cache.unmap_whole_if_idle(); }
 
+bool State::has_cached_mapping() const noexcept { return files_->mapping_cache.has_mapping(); }
+
+void State::unmap_cached() const noexcept { files_->mapping_cache.unmap(); }
+
 void State::disable_mapping_cache() const noexcept { files_->mapping_cache.disable(); }
 
 void State::enable_mapping_cache() const noexcept { files_->mapping_cache.enable(); }

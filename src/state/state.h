@@ -212,6 +212,9 @@ class State {
   void unmap_if_idle() const noexcept;
   // The same, but all of it, however long that takes.
   void unmap_whole_if_idle() const noexcept;
+  bool has_cached_mapping() const noexcept;
+  // Unmaps it now, however long that takes.
+  void unmap_cached() const noexcept;
   // Unmaps the writable mapping now, and keeps none after later writes.
   void disable_mapping_cache() const noexcept;
   void enable_mapping_cache() const noexcept;

@@ -505,6 +505,9 @@ std::shared_ptr<const detail::Pin> State::pin() const {
   unmap_if_idle();
   std::shared_ptr<Mapping> mapping = files_->current_file.newest_mapping();
   if (!mapping) throw Error(ErrorKind::unavailable, "no usable state: " + unusable_reason());
+  // For reads by one attempt, in processes that never take the slow path.
+  if (mapping->last_directory_cache() != directory_cache_.load(std::memory_order_relaxed))
+    files_->current_file.refresh_directory_cache(*mapping);
   return std::make_shared<const detail::Pin>(std::move(mapping));
 }
 

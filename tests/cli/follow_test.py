@@ -54,22 +54,31 @@ class FollowTest(CliTest):
     def test_state_is_mapped_writable_only_while_updates_arrive(self):
         other = self.another_machine("other")
         follower = self.follow(other)
+        items = pathlib.Path(self.directory, "items.tsv")
+        # Each is an update of its own.
+        items.write_text("".join(f"key{i}\t{'v' * 3000}\n" for i in range(2000)))
+        arguments = ("import", items, "--update-bytes-max", "4096", "--quiet")
 
-        def has_writable_mapping():
+        def is_mapped_writable():
             maps = pathlib.Path(f"/proc/{follower.pid}/maps").read_text()
             return any(" rw-s " in line and line.endswith(other.state)
                        for line in maps.splitlines())
 
-        def become(expected, write):
-            end = time.monotonic() + 20
-            while has_writable_mapping() != expected:
-                self.assertLess(time.monotonic(), end)
-                if write:
-                    self.machine.ok("set", "a", "value")
-                time.sleep(0.001)
+        def is_kept():
+            """Whether several looks in a row find the mapping, in and between updates."""
+            return all(is_mapped_writable() for _ in range(30) if not time.sleep(0.001))
 
-        become(True, write=True)
-        become(False, write=False)
+        end = time.monotonic() + 60
+        kept = False
+        while not kept:
+            self.assertLess(time.monotonic(), end)
+            with self.machine.start(*arguments) as writer:
+                while writer.poll() is None:
+                    kept = kept or is_kept()
+            self.assertEqual(writer.returncode, 0)
+        while is_mapped_writable():
+            self.assertLess(time.monotonic(), end)
+            time.sleep(0.01)
         follower.terminate()
         follower.communicate(timeout=30)
 

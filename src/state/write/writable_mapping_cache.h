@@ -83,6 +83,8 @@ class WritableMappingCache {
     std::unique_ptr<WritableMapping>(cached_.exchange(nullptr, std::memory_order_seq_cst)).reset();
   }
   // Relaxed: only a hint; unmap() takes the pointer.
+  bool has_mapping() const noexcept { return cached_.load(std::memory_order_relaxed) != nullptr; }
+  // Relaxed: the same.
   void unmap_if_idle() noexcept {
     if (cached_.load(std::memory_order_relaxed) != nullptr && is_idle()) [[unlikely]]
       unmap_part();
