@@ -4,13 +4,18 @@
 #include <atomic>
 #include <chrono>
 #include <filesystem>
+#include <latch>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <thread>
 #include <utility>
+#include <vector>
 
+#include "client/cache_internal.h"
 #include "client/fleet.h"
+#include "client/session.h"
 #include "state/state.h"
 
 namespace whycache::testing {
@@ -197,6 +202,32 @@ TEST(Open, event_callback_may_read_but_not_wait_for_itself) {
   std::filesystem::remove(path);
   EXPECT_EQ(cache.get("a"), "1");
   EXPECT_GE(events, 1);
+}
+
+TEST(Open, event_callbacks_of_two_caches_may_cause_events_of_each_other) {
+  const Fleet fleet;
+  std::optional<Cache> caches[2];
+  std::latch both_report(2);
+  std::atomic<int> nested_events = 0;
+  for (int i = 0; i < 2; ++i) {
+    Options options;
+    options.on_event = [&, i](const Event& event) {
+      if (event.message != "outer") {
+        ++nested_events;
+        return;
+      }
+      both_report.arrive_and_wait();
+      CacheInternal::session(*caches[1 - i]).report(Event::Kind::polling, "nested");
+    };
+    caches[i].emplace(fleet.open(i == 0 ? "berlin" : "paris", options));
+  }
+  std::vector<std::jthread> threads;
+  for (const std::optional<Cache>& cache : caches) {
+    threads.emplace_back(
+        [&] { CacheInternal::session(*cache).report(Event::Kind::polling, "outer"); });
+  }
+  threads.clear();  // joins both
+  EXPECT_LE(nested_events, 1) << "dropped while the other cache reports";
 }
 
 TEST(Open, event_callback_that_reads_while_the_cache_is_destroyed_is_refused) {
