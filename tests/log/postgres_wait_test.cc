@@ -3,6 +3,7 @@
 
 #include <sys/resource.h>
 
+#include <atomic>
 #include <cstdint>
 #include <stop_token>
 #include <string>
@@ -77,15 +78,19 @@ TEST_F(PostgresLogWait, held_lock_of_notify_delays_append_by_a_second_at_most) {
   admin.run("SELECT pg_reload_conf()");
   const std::string waiting =
       "FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND datname = '" + store.database() + "'";
+  std::atomic<bool> is_over = false;
+  // The server learns the setting at some moment.
   std::thread holder([&] {
     PostgresClient client = store.client();
     client.run("SET synchronous_commit = on");
-    client.run("CREATE TABLE held (); NOTIFY elsewhere");
+    while (!is_over)
+      client.run("DROP TABLE IF EXISTS held; CREATE TABLE held (); NOTIFY elsewhere");
   });
   EXPECT_TRUE(becomes_true_within(milliseconds(20'000),
                                   [&] { return admin.run("SELECT count(*) " + waiting) == "1"; }));
   EXPECT_LT(measure_duration([&] { append_up_to(*log, 3); }), milliseconds(9'000));
   EXPECT_EQ(updates_of(*log).size(), 3U);
+  is_over = true;
   admin.run("ALTER SYSTEM RESET synchronous_standby_names");
   admin.run("SELECT pg_reload_conf()");
   holder.join();
