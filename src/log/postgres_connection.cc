@@ -60,14 +60,21 @@ constexpr char set_up_writing_sql[] =
     "pg_catalog.set_config('client_min_messages', 'warning', true), "
     "pg_catalog.set_config('synchronous_commit', CASE pg_catalog.current_setting("
     "'synchronous_commit') WHEN 'off' THEN $3 ELSE pg_catalog.current_setting("
-    "'synchronous_commit') END, true)";
-// As set_up_sql, but for the session, so that reads outside of transactions have these settings.
+    "'synchronous_commit') END, true), "
+    "pg_catalog.set_config('whycache.session', $4, true)";
+// Both of these, but for the session, so that statements outside of transactions have the settings.
+// Unless it is off, synchronous_commit stays that of the server, which an operator may raise.
 constexpr char set_up_session_sql[] =
     "SELECT pg_catalog.pg_postmaster_start_time(), $1, "
     "pg_catalog.set_config('statement_timeout', $2, false), "
     "pg_catalog.set_config('lock_timeout', '0', false), "
     "pg_catalog.set_config('max_parallel_workers_per_gather', '0', false), "
-    "pg_catalog.set_config('default_transaction_isolation', 'read committed', false)";
+    "pg_catalog.set_config('default_transaction_isolation', 'read committed', false), "
+    "pg_catalog.set_config('default_transaction_read_only', 'off', false), "
+    "pg_catalog.set_config('client_min_messages', 'warning', false), "
+    "CASE pg_catalog.current_setting('synchronous_commit') WHEN 'off' THEN "
+    "pg_catalog.set_config('synchronous_commit', $3, false) END, "
+    "pg_catalog.set_config('whycache.session', $4, false)";
 constexpr char read_facts_sql[] = R"(
   SELECT pg_catalog.pg_backend_pid(), pg_catalog.pg_is_in_recovery(),
          pg_catalog.current_setting('fsync'), pg_catalog.current_setting('full_page_writes'),
@@ -493,10 +500,17 @@ void PostgresConnection::send(const PostgresStatement& statement, std::vector<St
 // takes a lock of the whole server, which another one may hold until a disk or a replica answers.
 // This one does not wait for them: a notification need not survive a crash.
 void PostgresConnection::send_notification() {
-  send_unprepared(
-      {"SELECT pg_catalog.set_config('lock_timeout', '1000', true), "
-       "pg_catalog.set_config('synchronous_commit', 'off', true), pg_catalog.pg_notify($1, $2)",
-       {PostgresValue::text(notification_->first), PostgresValue::text(notification_->second)}});
+  const PostgresStatement statement{
+      "SELECT pg_catalog.set_config('lock_timeout', '1000', true), "
+      "pg_catalog.set_config('synchronous_commit', 'off', true), pg_catalog.pg_notify($1, $2)",
+      {PostgresValue::text(notification_->first), PostgresValue::text(notification_->second)}};
+  std::vector<Step> steps;
+  if (preparing_notification_ != nullptr) {
+    send_unprepared(statement);
+  } else {
+    send(statement, steps);
+    if (steps.size() > 1) preparing_notification_ = steps.front().preparing;
+  }
   if (PQpipelineSync(connection_) == 0 || PQflush(connection_) < 0) throw_lost();
   notification_.reset();
   ++unread_answers_;
@@ -515,12 +529,18 @@ PGresult* PostgresConnection::next_result(const Deadline& deadline) {
 void PostgresConnection::discard_unread_answers(const Deadline& deadline) {
   while (unread_answers_ > 0) {
     const PostgresRows result(next_result(deadline));
-    if (result.status() == PGRES_PIPELINE_SYNC) --unread_answers_;
+    const ExecStatusType status = result.status();
+    if (status == PGRES_COMMAND_OK && preparing_notification_ != nullptr)
+      preparing_notification_->is_ready = true;
+    if (status == PGRES_COMMAND_OK || status == PGRES_PIPELINE_SYNC)
+      preparing_notification_ = nullptr;
+    if (status == PGRES_PIPELINE_SYNC) --unread_answers_;
     if (PQstatus(connection_) == CONNECTION_BAD) throw_lost();
   }
 }
 
-std::vector<PostgresRows> PostgresConnection::run_pipeline(
+// Sends the statements, and the notification, and reads the answers to what was sent before.
+std::vector<PostgresConnection::Step> PostgresConnection::send_pipeline(
     std::span<const PostgresStatement> before, std::span<const PostgresStatement> statements,
     std::span<const PostgresStatement> after, const Deadline& deadline) {
   std::vector<Step> steps;
@@ -536,22 +556,29 @@ std::vector<PostgresRows> PostgresConnection::run_pipeline(
       for (const PostgresStatement& statement : group) send(statement, steps);
     }
     if (PQpipelineSync(connection_) == 0) throw_lost();
-    if (notification_ && !after.empty() && !is_pooled_) send_notification();
+    if (notification_ && !is_pooled_) send_notification();
     const int unread_later = std::exchange(unread_answers_, unread);
     discard_unread_answers(deadline);
     unread_answers_ = unread_later;
+    warning_.clear();
   } catch (const PostgresFailure&) {
     is_broken_ = true;  // a part of the transaction may have been sent
     throw;
   }
+  return steps;
+}
 
+std::vector<PostgresRows> PostgresConnection::run_pipeline(
+    std::span<const PostgresStatement> before, std::span<const PostgresStatement> statements,
+    std::span<const PostgresStatement> after, const Deadline& deadline) {
+  const std::vector<Step> steps = send_pipeline(before, statements, after, deadline);
   std::vector<PostgresRows> answers;
   std::optional<PostgresFailure> failure;
   try {
     for (const Step& step : steps) {
       PostgresRows result(next_result(deadline));
       if (result.is_missing()) throw_lost("fewer answers than statements");
-      if (&step != &steps.back()) warning_.clear();
+      if (&step != &steps.back()) warning_.clear();  // the last one commits
       const ExecStatusType status = result.status();
       if (status == PGRES_COMMAND_OK || status == PGRES_TUPLES_OK) {
         if (step.preparing != nullptr) {
@@ -571,13 +598,18 @@ std::vector<PostgresRows> PostgresConnection::run_pipeline(
       }
     }
     const PostgresRows end(next_result(deadline));
-    if (end.status() != PGRES_PIPELINE_SYNC) throw_lost("more answers than statements");
+    if (end.status() == PGRES_FATAL_ERROR && !failure) {  // a commit without COMMIT failed
+      failure = end.failure();
+      is_broken_ = true;
+    } else if (end.status() != PGRES_PIPELINE_SYNC) {
+      throw_lost("more answers than statements");
+    }
   } catch (const PostgresFailure&) {
     is_broken_ = true;
     if (!failure) throw;
   }
   if (failure) throw PostgresFailure(*failure);
-  if (notification_ && !after.empty()) {
+  if (notification_) {
     try {
       send_notification();
     } catch (const PostgresFailure&) {  // the next transaction has another connection
@@ -597,7 +629,8 @@ std::vector<PostgresRows> PostgresConnection::run_or_roll_back(
       server_start_ = answers[1].number(0, 0);
     }
     // The server gave up waiting for a synchronous replica, after it had committed.
-    if (!after.empty() && !warning_.empty()) throw PostgresFailure{"01000", warning_};
+    const bool commits = before.empty() || !after.empty();
+    if (commits && !warning_.empty()) throw PostgresFailure{"01000", warning_};
     const auto first = answers.begin() + static_cast<std::ptrdiff_t>(before.size());
     answers.erase(first + static_cast<std::ptrdiff_t>(statements.size()), answers.end());
     answers.erase(answers.begin(), first);
@@ -612,11 +645,15 @@ std::vector<PostgresRows> PostgresConnection::run_or_roll_back(
 namespace {
 
 PostgresStatement set_up(PostgresAccess access, std::uint64_t transaction,
-                         const std::string& statement_ms) {
+                         const std::string& statement_ms, const PostgresValue& settings_mark) {
   const PostgresValue number = PostgresValue::number(transaction);
   const PostgresValue limit = PostgresValue::text(statement_ms);
   if (access == PostgresAccess::read) return {set_up_sql, {number, limit}};
-  return {set_up_writing_sql, {number, limit, PostgresValue::text("on")}};
+  return {set_up_writing_sql, {number, limit, PostgresValue::text("on"), settings_mark}};
+}
+
+const char* begin_sql(PostgresAccess access) {
+  return access == PostgresAccess::read ? begin_reading_sql : begin_writing_sql;
 }
 
 // Returns the time limit of the statements of a transaction.
@@ -635,11 +672,34 @@ std::vector<PostgresRows> PostgresConnection::transact(
     PostgresAccess access, std::span<const PostgresStatement> statements,
     const Deadline& deadline) {
   const std::string limit = statement_ms(deadline);
-  const PostgresStatement before[] = {
-      {access == PostgresAccess::read ? begin_reading_sql : begin_writing_sql},
-      set_up(access, ++transaction_, limit)};
+  const PostgresStatement before[] = {{begin_sql(access)},
+                                      set_up(access, ++transaction_, limit, settings_mark())};
   const PostgresStatement after[] = {{commit_sql}};
   return run_or_roll_back(before, statements, after, deadline);
+}
+
+// Whether statements outside of transactions have a limit that fits. The limit of the session stays
+// while it ends a statement at most 5% too early.
+bool PostgresConnection::has_session_limit(std::chrono::milliseconds needed) const {
+  return session_limit_ <= needed && session_limit_ >= needed * 95 / 100;
+}
+
+// Runs a statement in a transaction that also makes the settings of the session.
+std::vector<PostgresRows> PostgresConnection::set_up_session(PostgresAccess access,
+                                                             const PostgresStatement& statement,
+                                                             std::chrono::milliseconds limit,
+                                                             const Deadline& deadline) {
+  const std::string limit_ms = std::to_string(limit.count());
+  const PostgresStatement before[] = {
+      {begin_sql(access)},
+      {set_up_session_sql,
+       {PostgresValue::number(++transaction_), PostgresValue::text(limit_ms),
+        PostgresValue::text("on"), settings_mark()}}};
+  const PostgresStatement after[] = {{commit_sql}};
+  session_limit_ = std::chrono::milliseconds(0);  // unknown if the commit fails
+  std::vector<PostgresRows> answers = run_or_roll_back(before, {&statement, 1}, after, deadline);
+  session_limit_ = limit;
+  return answers;
 }
 
 PostgresRows PostgresConnection::query(const PostgresStatement& statement,
@@ -648,18 +708,8 @@ PostgresRows PostgresConnection::query(const PostgresStatement& statement,
   const std::chrono::milliseconds limit = needed * 31 / 32;
   if (is_pooled_ || limit < session_limit_min)
     return std::move(transact(PostgresAccess::read, {&statement, 1}, deadline)[0]);
-  // The limit of the session stays while it ends a statement at most 5% too early.
-  if (session_limit_ <= needed && session_limit_ >= needed * 95 / 100)
-    return query_alone(statement, deadline);
-  const std::string limit_ms = std::to_string(limit.count());
-  const PostgresStatement before[] = {
-      {begin_reading_sql},
-      {set_up_session_sql, {PostgresValue::number(++transaction_), PostgresValue::text(limit_ms)}}};
-  const PostgresStatement after[] = {{commit_sql}};
-  session_limit_ = std::chrono::milliseconds(0);  // unknown if the commit fails
-  std::vector<PostgresRows> answers = run_or_roll_back(before, {&statement, 1}, after, deadline);
-  session_limit_ = limit;
-  return std::move(answers[0]);
+  if (has_session_limit(needed)) return query_alone(statement, deadline);
+  return std::move(set_up_session(PostgresAccess::read, statement, limit, deadline)[0]);
 }
 
 // Runs one statement without BEGIN and COMMIT. Each row has two more columns, which tell whether it
@@ -686,11 +736,29 @@ std::uint64_t PostgresConnection::run(const PostgresStatement& statement,
   return transact(PostgresAccess::write, {&statement, 1}, deadline)[0].changed();
 }
 
+std::uint64_t PostgresConnection::run_with_settings(const PostgresStatement& statement,
+                                                    const Deadline& deadline) {
+  const std::chrono::milliseconds needed = statement_limit(deadline);
+  const std::chrono::milliseconds limit = needed * 31 / 32;
+  if (is_pooled_ || limit < session_limit_min) return run(statement, deadline);
+  if (!has_session_limit(needed))
+    return set_up_session(PostgresAccess::write, statement, limit, deadline)[0].changed();
+  const std::uint64_t changed = run_or_roll_back({}, {&statement, 1}, {}, deadline)[0].changed();
+  if (changed == 0) session_limit_ = std::chrono::milliseconds(0);
+  return changed;
+}
+
+// All settings are made together. Only synchronous_commit follows that of the server.
+std::string PostgresConnection::has_settings_sql(const std::string& placeholder) {
+  return "pg_catalog.current_setting('whycache.session', true) = " + placeholder +
+         " AND pg_catalog.current_setting('synchronous_commit') <> 'off'";
+}
+
 std::vector<PostgresRows> PostgresConnection::begin(std::span<const PostgresStatement> statements,
                                                     const Deadline& deadline) {
   const std::string limit = statement_ms(deadline);
-  const PostgresStatement before[] = {{begin_writing_sql},
-                                      set_up(PostgresAccess::write, ++transaction_, limit)};
+  const PostgresStatement before[] = {
+      {begin_writing_sql}, set_up(PostgresAccess::write, ++transaction_, limit, settings_mark())};
   return run_or_roll_back(before, statements, {}, deadline);
 }
 

@@ -7,7 +7,8 @@
 //   answer, instead of being abandoned.
 // - Through a pooler, nothing depends on the session: settings are made for one transaction. The
 //   log therefore works where each transaction gets another connection to the server (pgbouncer in
-//   transaction mode). Without one, statements are prepared, and a read is one statement.
+//   transaction mode). Without one, statements are prepared, and a read or an append is one
+//   statement.
 // - All statements of a transaction are sent at once, and take one round trip together.
 //
 // One thread at a time may use a connection, in the process that opened it.
@@ -142,6 +143,14 @@ class PostgresConnection {
   PostgresRows query(const PostgresStatement& statement, const Deadline& deadline);
   // Returns how many rows changed.
   std::uint64_t run(const PostgresStatement& statement, const Deadline& deadline);
+  // As run(), for a statement whose condition contains has_settings_sql(). Without a pooler, it is
+  // mostly a transaction of its own, without BEGIN and COMMIT. May then return 0 where the session
+  // has lost its settings, for which the next call makes up.
+  std::uint64_t run_with_settings(const PostgresStatement& statement, const Deadline& deadline);
+  // Returns the condition that holds in a transaction with the settings that run() makes.
+  // `placeholder`, as "$7", has the value settings_mark().
+  static std::string has_settings_sql(const std::string& placeholder);
+  PostgresValue settings_mark() const { return PostgresValue::text(settings_mark_); }
   // Begins a transaction that writes, which ends with commit(), or with an exception.
   std::vector<PostgresRows> begin(std::span<const PostgresStatement> statements,
                                   const Deadline& deadline);
@@ -149,9 +158,9 @@ class PostgresConnection {
                                    const Deadline& deadline);
   void roll_back(const Deadline& deadline) noexcept;
 
-  // Sends NOTIFY after the next transaction that writes, in a transaction of its own, which fails
-  // silently. The next transaction of this connection waits for it: mostly not at all, at most a
-  // second.
+  // Sends NOTIFY after the next call of run_with_settings(), in a transaction of its own, which
+  // fails silently. The next transaction of this connection waits for it: mostly not at all, at
+  // most a second.
   void notify_after_commit(std::string channel, std::string payload) {
     notification_.emplace(std::move(channel), std::move(payload));
   }
@@ -173,7 +182,16 @@ class PostgresConnection {
   void close() noexcept;
   void send(const PostgresStatement& statement, std::vector<Step>& steps);
   void send_unprepared(const PostgresStatement& statement);
+  bool has_session_limit(std::chrono::milliseconds needed) const;
+  std::vector<PostgresRows> set_up_session(PostgresAccess access,
+                                           const PostgresStatement& statement,
+                                           std::chrono::milliseconds limit,
+                                           const Deadline& deadline);
   void send_notification();
+  std::vector<Step> send_pipeline(std::span<const PostgresStatement> before,
+                                  std::span<const PostgresStatement> statements,
+                                  std::span<const PostgresStatement> after,
+                                  const Deadline& deadline);
   std::vector<PostgresRows> run_pipeline(std::span<const PostgresStatement> before,
                                          std::span<const PostgresStatement> statements,
                                          std::span<const PostgresStatement> after,
@@ -201,8 +219,11 @@ class PostgresConnection {
   // has it.
   std::uint64_t transaction_ = random_u64();
   bool is_pooled_ = true;
-  // The time limit that statements outside of transactions have; 0: that of the server.
+  // The time limit that statements outside of transactions have; 0: the session may have none of
+  // the settings.
   std::chrono::milliseconds session_limit_{0};
+  // The value of a setting that is made with the others.
+  std::string settings_mark_ = std::to_string(random_u64());
   bool is_broken_ = false;
   // Notifications whose answers were not read yet. There is no more than one, and through a pooler
   // it is read before anything else is sent: pgbouncer 1.18 gives the server's connection to
@@ -210,6 +231,8 @@ class PostgresConnection {
   // transactions.
   int unread_answers_ = 0;
   std::optional<std::pair<std::string, std::string>> notification_;
+  // The statement that a notification whose answer was not read yet prepares; or null.
+  PreparedStatement* preparing_notification_ = nullptr;
   // The last warning of the server.
   std::string warning_;
   std::map<std::string, PreparedStatement> prepared_;

@@ -928,7 +928,8 @@ Log::Appended PostgresLog::append(UpdateId id, std::string_view bytes) {
       "(SELECT 1 FROM " +
       updates +
       " AS before_it WHERE before_it.instance = $1 AND before_it.id = $5)) AND "
-      "pg_catalog.pg_postmaster_start_time() = $6 FOR SHARE OF l ON CONFLICT DO NOTHING";
+      "pg_catalog.pg_postmaster_start_time() = $6 AND " +
+      PostgresConnection::has_settings_sql("$7") + " FOR SHARE OF l ON CONFLICT DO NOTHING";
   const bool inserted = with_connection(
       IfAnswerLost::uncertain, "cannot append update",
       [&](PostgresConnection& connection, const Deadline& deadline) WHYCACHE_REQUIRES(mutex_) {
@@ -936,11 +937,13 @@ Log::Appended PostgresLog::append(UpdateId id, std::string_view bytes) {
         if (options_.notify)
           connection.notify_after_commit(channel_of(options_.instance), std::to_string(id));
         const std::uint64_t expected_server = server_start_;
-        const bool done = connection.run({sql,
-                                          {Value::text(options_.instance), Value::number(id),
-                                           Value::bytes(bytes), Value::bytes(as_bytes(uuid_seen_)),
-                                           Value::number(id - 1), Value::time(expected_server)}},
-                                         deadline) == 1;
+        const bool done =
+            connection.run_with_settings(
+                {sql,
+                 {Value::text(options_.instance), Value::number(id), Value::bytes(bytes),
+                  Value::bytes(as_bytes(uuid_seen_)), Value::number(id - 1),
+                  Value::time(expected_server), connection.settings_mark()}},
+                deadline) == 1;
         note_server(connection);
         if (!done && server_start_ != expected_server) {
           throw Error(ErrorKind::unavailable,

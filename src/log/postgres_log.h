@@ -11,6 +11,7 @@
 //   it locks the row of whycache_logs until it is committed. If that row has changed since the
 //   snapshot, the server evaluates the condition again with the new row. A switch of the base
 //   changes the row, so it waits for appends in progress, and later appends see it.
+// - The settings that append() depends on are in its condition.
 // - An update n + 1 is inserted only if update n is committed: ids become visible in order.
 // - read() takes rows and extent in one statement, and so from one snapshot, a limited number of
 //   rows and bytes at a time. While `visit` runs, no transaction is open.

@@ -289,6 +289,103 @@ TEST_F(PostgresLogTransactions, defaults_of_database_change_nothing) {
   EXPECT_EQ(parts_of(*store.open()).size(), 1U);
 }
 
+// Makes each insertion of an update note the setting in its transaction, and that of the server.
+void note_settings_of_appends(const PostgresStore& store) {
+  store.run("CREATE TABLE noted (of_transaction text, of_server text)");
+  store.run(
+      "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO noted "
+      "SELECT setting, reset_val FROM pg_settings WHERE name = 'synchronous_commit'; RETURN NEW; "
+      "END $$");
+  store.run(
+      "CREATE TRIGGER note BEFORE INSERT ON whycache_updates FOR EACH ROW EXECUTE FUNCTION note()");
+}
+
+TEST_F(PostgresLogTransactions, change_of_synchronous_commit_at_server_never_makes_append_unsafe) {
+  PostgresTestServer server;
+  PostgresStore store(server);
+  const auto log = store.open();
+  append_up_to(*log, 3);
+  note_settings_of_appends(store);
+  PostgresClient admin(server);
+  UpdateId head = 3;
+  for (const std::string setting : {"off", "remote_apply"}) {
+    admin.run("ALTER SYSTEM SET synchronous_commit = '" + setting + "'");
+    admin.run("SELECT pg_reload_conf()");
+    // The connection of the log learns it between two statements.
+    EXPECT_TRUE(becomes_true_within(milliseconds(20'000), [&] {
+      while (log->append(head + 1, "x") != Appended::yes) updates_of(*log);
+      ++head;
+      return store.run("SELECT count(*) > 0 FROM noted WHERE of_server = '" + setting + "'") == "t";
+    })) << setting;
+  }
+  EXPECT_EQ(store.run("SELECT count(*) FROM noted WHERE of_transaction = 'off'"), "0");
+  EXPECT_EQ(updates_of(*log).size(), head);
+}
+
+TEST_F(PostgresLogTransactions, statement_in_session_without_settings_changes_nothing) {
+  PostgresStore store;
+  append_up_to(*store.open(), 1);
+  PostgresConnection connection(store.options().server, Deadline(milliseconds(20'000)));
+  const auto delete_update = [&] {
+    return connection.run_with_settings(
+        {"DELETE FROM whycache_updates WHERE " + PostgresConnection::has_settings_sql("$1"),
+         {connection.settings_mark()}},
+        Deadline(milliseconds(20'000)));
+  };
+  EXPECT_EQ(delete_update(), 1U);
+  append_up_to(*store.open(), 1);
+  connection.query({"SELECT set_config('whycache.session', '', false)"},
+                   Deadline(milliseconds(20'000)));
+  EXPECT_EQ(delete_update(), 0U);
+  EXPECT_EQ(delete_update(), 1U);
+}
+
+TEST_F(PostgresLogTransactions, failed_commit_is_no_success) {
+  PostgresStore store;
+  const auto log = store.open();
+  append_up_to(*log, 3);
+  store.run(
+      "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+      "IF NEW.bytes = 'refused'::bytea THEN RAISE 'refused at commit'; END IF; RETURN NULL; "
+      "END $$");
+  store.run(
+      "CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON whycache_updates DEFERRABLE INITIALLY "
+      "DEFERRED FOR EACH ROW EXECUTE FUNCTION refuse()");
+  for (int i = 0; i < 2; ++i) {
+    expect_error(
+        ErrorKind::uncertain, [&] { log->append(4, "refused"); }, "refused at commit");
+    EXPECT_EQ(updates_of(*log).size(), 3U);
+  }
+  EXPECT_EQ(log->append(4, "x"), Appended::yes);
+  EXPECT_EQ(log->append(5, "y"), Appended::yes);
+}
+
+TEST_F(PostgresLogTransactions, append_whose_wait_for_replica_was_cancelled_is_uncertain) {
+  PostgresTestServer server;
+  PostgresStore store(server);
+  const auto log = store.open();
+  append_up_to(*log, 3);
+  PostgresClient admin(server);
+  admin.run("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
+  admin.run("SELECT pg_reload_conf()");
+  const std::string waiting = "FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+  std::optional<Error> error;
+  UpdateId head = 3;
+  // The server learns the setting at some moment.
+  std::thread writer([&] {
+    while (!error) error = thrown_error([&] { log->append(++head, "x"); });
+  });
+  EXPECT_TRUE(becomes_true_within(milliseconds(20'000),
+                                  [&] { return admin.run("SELECT count(*) " + waiting) == "1"; }));
+  admin.run("SELECT pg_cancel_backend(pid) " + waiting);
+  writer.join();
+  admin.run("ALTER SYSTEM RESET synchronous_standby_names");
+  admin.run("SELECT pg_reload_conf()");
+  EXPECT_EQ(error->kind(), ErrorKind::uncertain) << error->what();
+  EXPECT_EQ(updates_of(*log).size(), head);
+  EXPECT_EQ(log->append(head + 1, "y"), Appended::yes);
+}
+
 TEST_F(PostgresLogTransactions, value_of_column_is_stored_out_of_line_and_not_compressed) {
   PostgresStore store;
   const auto log = store.open();

@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <stop_token>
 #include <string>
 #include <thread>
@@ -116,15 +117,28 @@ TEST_F(PostgresLogWait, notification_is_not_synced) {
   EXPECT_LT(syncs(), appends * 3 / 2);
 }
 
+// A server that counts its statements; null if that is not installed.
+std::unique_ptr<PostgresTestServer> start_counting_server() {
+  auto server = std::make_unique<PostgresTestServer>();
+  if (PostgresClient(*server).run("SELECT count(*) FROM pg_available_extensions WHERE name = "
+                                  "'pg_stat_statements'") != "1")
+    return nullptr;
+  server->stop();
+  server->set_settings({"shared_preload_libraries=pg_stat_statements"});
+  server->start();
+  return server;
+}
+
+std::string count_statements(const PostgresStore& store, const std::string& like) {
+  return store.run("SELECT COALESCE(sum(calls), 0) FROM pg_stat_statements WHERE " + like);
+}
+
+const std::string transaction_statements = "query LIKE 'BEGIN%' OR query LIKE 'COMMIT%'";
+
 TEST_F(PostgresLogWait, poll_is_one_statement) {
-  PostgresTestServer server;
-  if (PostgresClient(server).run("SELECT count(*) FROM pg_available_extensions WHERE name = "
-                                 "'pg_stat_statements'") != "1")
-    GTEST_SKIP() << "NOT TESTED: PostgreSQL's contrib is not installed";
-  server.stop();
-  server.set_settings({"shared_preload_libraries=pg_stat_statements"});
-  server.start();
-  PostgresStore store(server);
+  const auto server = start_counting_server();
+  if (!server) GTEST_SKIP() << "NOT TESTED: PostgreSQL's contrib is not installed";
+  PostgresStore store(*server);
   store.run("CREATE EXTENSION pg_stat_statements");
   const auto log = store.open();
   append_up_to(*log, 3);
@@ -136,11 +150,24 @@ TEST_F(PostgresLogWait, poll_is_one_statement) {
   poll();  // prepares it, and sets the time limit of the session
   store.run("SELECT pg_stat_statements_reset()");
   for (int i = 0; i < polls; ++i) poll();
-  EXPECT_EQ(store.run("SELECT sum(calls) FROM pg_stat_statements WHERE query LIKE '%whycache_%'"),
-            std::to_string(polls));
-  EXPECT_EQ(store.run("SELECT count(*) FROM pg_stat_statements WHERE query LIKE 'BEGIN%' OR query "
-                      "LIKE 'COMMIT%'"),
-            "0");
+  EXPECT_EQ(count_statements(store, "query LIKE '%whycache_%'"), std::to_string(polls));
+  EXPECT_EQ(count_statements(store, transaction_statements), "0");
+}
+
+TEST_F(PostgresLogWait, append_is_one_statement_and_notification_another) {
+  const auto server = start_counting_server();
+  if (!server) GTEST_SKIP() << "NOT TESTED: PostgreSQL's contrib is not installed";
+  PostgresStore store(*server);
+  store.run("CREATE EXTENSION pg_stat_statements");
+  const auto log = store.open();
+  append_up_to(*log, 3);  // prepares both
+  store.run("SELECT pg_stat_statements_reset()");
+  append_up_to(*log, 23);
+  EXPECT_EQ(count_statements(store, "query LIKE 'INSERT INTO %whycache_updates%'"), "20");
+  EXPECT_TRUE(becomes_true_within(milliseconds(20'000), [&] {
+    return count_statements(store, "query LIKE '%pg_notify%'") == "20";
+  }));
+  EXPECT_EQ(count_statements(store, transaction_statements), "0");
 }
 
 TEST_F(PostgresLogWait, refused_connection_is_tried_again) {
