@@ -63,7 +63,7 @@ constexpr char set_up_writing_sql[] =
     "'synchronous_commit') END, true), "
     "pg_catalog.set_config('whycache.session', $4, true)";
 // Both of these, but for the session, so that statements outside of transactions have the settings.
-// Unless it is off, synchronous_commit stays that of the server, which an operator may raise.
+// synchronous_commit stays that of the server, which an operator may raise (has_settings_sql()).
 constexpr char set_up_session_sql[] =
     "SELECT pg_catalog.pg_postmaster_start_time(), $1, "
     "pg_catalog.set_config('statement_timeout', $2, false), "
@@ -72,9 +72,7 @@ constexpr char set_up_session_sql[] =
     "pg_catalog.set_config('default_transaction_isolation', 'read committed', false), "
     "pg_catalog.set_config('default_transaction_read_only', 'off', false), "
     "pg_catalog.set_config('client_min_messages', 'warning', false), "
-    "CASE pg_catalog.current_setting('synchronous_commit') WHEN 'off' THEN "
-    "pg_catalog.set_config('synchronous_commit', $3, false) END, "
-    "pg_catalog.set_config('whycache.session', $4, false)";
+    "pg_catalog.set_config('whycache.session', $3, false)";
 constexpr char read_facts_sql[] = R"(
   SELECT pg_catalog.pg_backend_pid(), pg_catalog.pg_is_in_recovery(),
          pg_catalog.current_setting('fsync'), pg_catalog.current_setting('full_page_writes'),
@@ -392,7 +390,12 @@ void PostgresConnection::receive_notice(void* connection, const PGresult* notice
   if (severity == nullptr) return;
   // The server closes a connection that is idle.
   if (std::string_view(severity) == "FATAL") self.is_broken_ = true;
-  if (std::string_view(severity) == "WARNING") self.warning_ = failure_of(notice).reason;
+  // Others are of triggers, or of the whole server. That of a commit that did not wait comes with
+  // the answer, so its place tells nothing.
+  const char* const source = PQresultErrorField(notice, PG_DIAG_SOURCE_FUNCTION);
+  if (std::string_view(severity) == "WARNING" &&
+      (source == nullptr || std::string_view(source) == "SyncRepWaitForLSN"))
+    self.warning_ = failure_of(notice).reason;
 }
 
 void PostgresConnection::throw_lost(const char* reason_if_unknown) {
@@ -637,7 +640,8 @@ std::vector<PostgresRows> PostgresConnection::run_or_roll_back(
     return answers;
   } catch (const PostgresFailure& failure) {
     notification_.reset();
-    if (!is_broken_ && !is_connection_lost(failure)) roll_back(deadline);
+    const bool is_open = !before.empty() || !after.empty();
+    if (is_open && !is_broken_ && !is_connection_lost(failure)) roll_back(deadline);
     throw;
   }
 }
@@ -693,8 +697,7 @@ std::vector<PostgresRows> PostgresConnection::set_up_session(PostgresAccess acce
   const PostgresStatement before[] = {
       {begin_sql(access)},
       {set_up_session_sql,
-       {PostgresValue::number(++transaction_), PostgresValue::text(limit_ms),
-        PostgresValue::text("on"), settings_mark()}}};
+       {PostgresValue::number(++transaction_), PostgresValue::text(limit_ms), settings_mark()}}};
   const PostgresStatement after[] = {{commit_sql}};
   session_limit_ = std::chrono::milliseconds(0);  // unknown if the commit fails
   std::vector<PostgresRows> answers = run_or_roll_back(before, {&statement, 1}, after, deadline);
@@ -743,15 +746,20 @@ std::uint64_t PostgresConnection::run_with_settings(const PostgresStatement& sta
   if (is_pooled_ || limit < session_limit_min) return run(statement, deadline);
   if (!has_session_limit(needed))
     return set_up_session(PostgresAccess::write, statement, limit, deadline)[0].changed();
+  const std::optional<std::pair<std::string, std::string>> notification = notification_;
   const std::uint64_t changed = run_or_roll_back({}, {&statement, 1}, {}, deadline)[0].changed();
-  if (changed == 0) session_limit_ = std::chrono::milliseconds(0);
-  return changed;
+  if (changed != 0) return changed;
+  notification_ = notification;
+  return set_up_session(PostgresAccess::write, statement, limit, deadline)[0].changed();
 }
 
-// All settings are made together. Only synchronous_commit follows that of the server.
+// All settings of a session are made together. synchronous_commit is made for the transaction: a
+// server that learns another value while the statement waits for a lock uses that for the commit.
 std::string PostgresConnection::has_settings_sql(const std::string& placeholder) {
   return "pg_catalog.current_setting('whycache.session', true) = " + placeholder +
-         " AND pg_catalog.current_setting('synchronous_commit') <> 'off'";
+         " AND pg_catalog.set_config('synchronous_commit', CASE pg_catalog.current_setting("
+         "'synchronous_commit') WHEN 'off' THEN 'on' ELSE pg_catalog.current_setting("
+         "'synchronous_commit') END, true) <> 'off'";
 }
 
 std::vector<PostgresRows> PostgresConnection::begin(std::span<const PostgresStatement> statements,
