@@ -116,14 +116,32 @@ class MemoTable::Impl {
     MemoShards& all = shards();
     MemoShard& shard = all.shard_of(key);
     const State& state = CacheInternal::state(cache_);
+    // First: the version that is found is then of this position or a later one.
+    const StatePosition position = reading([&] { return state.position(); });
+    EntryVersion present;
+    std::optional<bool> is_present;
     {
       const MutexLock lock(shard.mutex);
       const auto found = shard.entries.find(key);
-      if (found != shard.entries.end() &&
-          reading([&] { return is_current(state, key, found->second); })) {
-        found->second.was_used = true;
-        ++shard.hits;
-        return found->second.object;
+      if (found == shard.entries.end()) {
+        is_present = false;
+      } else if (found->second.checked == position) {
+        return use(shard, found->second);
+      } else {
+        is_present = state.try_find_version(key, present);
+        if (is_present == true && is_of(found->second, present)) {
+          found->second.checked = position;
+          return use(shard, found->second);
+        }
+      }
+    }
+    // Without the mutex: this read may wait for the cache to be opened again.
+    if (!is_present && state.find_version(key, present)) {
+      const MutexLock lock(shard.mutex);
+      const auto found = shard.entries.find(key);
+      if (found != shard.entries.end() && is_of(found->second, present)) {
+        found->second.checked = position;
+        return use(shard, found->second);
       }
     }
     return decode_present(all, shard, key);
@@ -165,16 +183,16 @@ class MemoTable::Impl {
     }
   }
 
-  // Whether the object is of the key's present value, or of the last one that could be decoded.
-  static bool is_current(const State& state, std::string_view key, MemoEntry& entry) {
-    // First: the version that is found is then of this position or a later one.
-    const StatePosition position = state.position();
-    if (entry.checked == position) return true;
-    EntryVersion present;
-    if (!state.find_version(key, present)) return false;
-    if (present != entry.version && present != entry.failed) return false;
-    entry.checked = position;
-    return true;
+  // Whether the object is of the present value, or of the last one that could be decoded.
+  static bool is_of(const MemoEntry& entry, const EntryVersion& present) {
+    return present == entry.version || present == entry.failed;
+  }
+
+  static std::shared_ptr<const void> use(MemoShard& shard, MemoEntry& entry)
+      WHYCACHE_REQUIRES(shard.mutex) {
+    entry.was_used = true;
+    ++shard.hits;
+    return entry.object;
   }
 
   MemoShards& shards() {
