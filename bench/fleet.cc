@@ -60,7 +60,7 @@ constexpr UpdateId updates_max = 1'000'000;
 // The stack of a thread that waits is small, since there are thousands.
 constexpr std::size_t stack_bytes = std::size_t{512} << 10;
 constexpr int warm_up_seconds = 3;
-constexpr int warm_up_writes_per_second = 10;
+constexpr int idle_warm_up_writes = 10;  // a second, if none are measured
 
 std::atomic<bool> interrupted{false};
 
@@ -76,6 +76,7 @@ struct FleetOptions {
   int writes_per_second = 10;
   int confirm_s = 2;
   int ask_s = 3'600;
+  int tier_timeout_ms = 100;
   int threads = 16;
   std::string directory = "/dev/shm";
   std::string json;
@@ -114,9 +115,9 @@ class Servers {
     const std::size_t end_of_tier = subject.find('+');
     if (end_of_tier == std::string::npos) return url;
     const std::string tier = subject.substr(0, end_of_tier);
-    return fmt::format("{}+{}&{}={}&confirm_s={}&ask_s={}", tier, url, tier,
-                       tier == "redis" ? redis_->socket() : memcached_->socket(),
-                       options_.confirm_s, options_.ask_s);
+    return fmt::format("{}+{}&{}={}&{}_timeout_ms={}&confirm_s={}&ask_s={}", tier, url, tier,
+                       tier == "redis" ? redis_->socket() : memcached_->socket(), tier,
+                       options_.tier_timeout_ms, options_.confirm_s, options_.ask_s);
   }
 
   void reset_counters(const std::string& subject) {
@@ -402,9 +403,10 @@ void measure(const std::string& subject, std::uint64_t count, const FleetOptions
   const UpdateId first = writer.position().id;
   Fleet fleet(url, count, waits, options, writer);
   // Followers that were woken trust that they will be.
-  writer.write_for(warm_up_seconds, std::max(options.writes_per_second, warm_up_writes_per_second));
+  const bool is_idle = options.writes_per_second == 0;
+  writer.write_for(warm_up_seconds, is_idle ? idle_warm_up_writes : options.writes_per_second);
   // A large fleet may lag behind. While nothing else is written, that would be measured.
-  if (options.writes_per_second == 0) fleet.wait_until_caught_up(first);
+  if (is_idle) fleet.wait_until_caught_up(first);
   // Opening needs a connection for each follower; measure only what followers hold afterwards.
   servers.reset_counters(subject);
   const double statements_before = servers.statements(subject);
@@ -450,6 +452,10 @@ void add_options(CLI::App& app, FleetOptions& options) {
   app.add_option("--confirm-s", options.confirm_s, "option confirm_s of the log")
       ->check(CLI::Range(1, 3'600));
   app.add_option("--ask-s", options.ask_s, "option ask_s of the log")->check(CLI::Range(1, 86'400));
+  app.add_option("--tier-timeout-ms", options.tier_timeout_ms,
+                 "how long a request to the tier may take; raise it if the followers of this one "
+                 "machine keep its processors busy for longer")
+      ->check(CLI::Range(1, 60'000));
   app.add_option("--threads", options.threads, "how many poll for all")->check(CLI::Range(1, 256));
   app.add_option("--folder", options.directory, "directory of the databases")
       ->check(CLI::ExistingDirectory);
