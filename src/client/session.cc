@@ -150,9 +150,10 @@ HeldLock Session::lock_for_log(StateLock which, const Backoff& backoff) {
         ErrorKind::unavailable,
         what + ": log=" + log.name() + " deadline_ms=" + std::to_string(backoff.timeout().count()) +
             ": " +
-            (is_append ? "nothing was written"
-                       : "another process or thread of this machine was reading it") +
-            ": state=" + state.path() + ": " + error.what(),
+            // The holder of the follow lock waits for the log, too: the lock is no cause.
+            (is_append ? "nothing was written: state=" + state.path() + ": " + error.what()
+                       : "another process or thread of this machine was reading it: state=" +
+                             state.path()),
         error.system_error(), /*gave_up=*/true);
     // Those that wait for the append lock may only be many.
     if (which == StateLock::follow && !backoff.deadline().stop().stop_requested())
