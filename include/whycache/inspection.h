@@ -111,12 +111,12 @@ struct Stats {
   // still in use; inspect() counts those segments.
   std::uint64_t pinned_bytes = 0;
 
-  // Of this object alone. Other processes of the machine apply updates, too.
+  // What this object has counted. Other processes of the machine apply updates, too.
   Counters counters;
-  // Of all processes of the machine, since the state was first built on it, or adopted after a
-  // restart of the machine. They are in the state file, and a new file takes them over. A process
-  // adds what it has counted when it applies an update or has rebuilt the state, so the last events
-  // of a process may be missing, as are those of processes that may only read.
+  // What all processes of the machine have counted since the state was first built on it, or since
+  // the machine was restarted. A state file that replaces another one takes the counts over. A
+  // process adds its own when it applies an update or has rebuilt the state. What it counts later
+  // is missing until then, and what processes count that may only read is missing altogether.
   Counters machine_counters;
 };
 

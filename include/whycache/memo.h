@@ -82,8 +82,8 @@ class Memo {
 
   // Returns the object of the key's present value, or null if the key is absent. Decodes the value
   // only if the key was set since the last call, if the object had to make room, or if this
-  // machine's state was built again, as after the log was restored or replaced. A hit takes no
-  // system call, and one to three times as long as Cache::get() into a new string.
+  // machine's state was built again, as after the log was restored or replaced. A hit makes no
+  // system call, and takes one to three times as long as Cache::get() into a new string.
   //
   // Passes on what `decode` throws, unless MemoOptions::keep_last_good applies; the next call then
   // decodes again. Throws as Cache::get().

@@ -63,7 +63,8 @@ class AtomicCounters {
     std::atomic_ref(counters_.*counter).fetch_add(count, std::memory_order_relaxed);
   }
   Counters read();
-  // Returns what was added since the last call. The caller holds the writer lock of the state.
+  // Returns what was added since the last call, for the counters of the machine. The caller holds
+  // the writer lock of the state, which orders the calls; relaxed.
   Counters take_unreported();
   // In a forked child: what the parent has counted, the parent reports.
   void skip_unreported() { take_unreported(); }
@@ -109,8 +110,8 @@ class Session {
   const std::string& writer_name() const { return writer_name_; }
 
   // Calls Options::on_event, never twice at once. Drops what the callback throws, and events of
-  // this session that the callback itself causes. Those that the callback of another cache causes
-  // are dropped while this session is reporting one.
+  // this session that the callback itself causes. While this session reports an event, drops those
+  // that the callback of another cache causes.
   void report(Event::Kind kind, const std::string& message) noexcept;
   // Throws Error(invalid) if this thread runs a callback of this session (CallbackScope): the call
   // would wait for a lock or a thread that waits for the callback.

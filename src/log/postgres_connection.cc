@@ -63,7 +63,7 @@ constexpr char set_up_writing_sql[] =
     "'synchronous_commit') END, true), "
     "pg_catalog.set_config('whycache.session', $4, true)";
 // Both of these, but for the session, so that statements outside of transactions have the settings.
-// synchronous_commit stays that of the server, which an operator may raise (has_settings_sql()).
+// synchronous_commit stays that of the server, which an operator may raise (settings_condition()).
 constexpr char set_up_session_sql[] =
     "SELECT pg_catalog.pg_postmaster_start_time(), $1, "
     "pg_catalog.set_config('statement_timeout', $2, false), "
@@ -390,8 +390,8 @@ void PostgresConnection::receive_notice(void* connection, const PGresult* notice
   if (severity == nullptr) return;
   // The server closes a connection that is idle.
   if (std::string_view(severity) == "FATAL") self.is_broken_ = true;
-  // Others are of triggers, or of the whole server. That of a commit that did not wait comes with
-  // the answer, so its place tells nothing.
+  // Only a commit that did not wait for its replica matters. Triggers and the server warn of other
+  // things, in the same place between the answers.
   const char* const source = PQresultErrorField(notice, PG_DIAG_SOURCE_FUNCTION);
   if (std::string_view(severity) == "WARNING" &&
       (source == nullptr || std::string_view(source) == "SyncRepWaitForLSN"))
@@ -753,10 +753,11 @@ std::uint64_t PostgresConnection::run_with_settings(const PostgresStatement& sta
   return set_up_session(PostgresAccess::write, statement, limit, deadline)[0].changed();
 }
 
-// All settings of a session are made together. synchronous_commit is made for the transaction: a
-// server that learns another value while the statement waits for a lock uses that for the commit.
-std::string PostgresConnection::has_settings_sql(const std::string& placeholder) {
-  return "pg_catalog.current_setting('whycache.session', true) = " + placeholder +
+// All settings of a session are made together, so the mark stands for all of them.
+// synchronous_commit is made for the transaction. Otherwise the commit would use a value that the
+// server has learned while the statement waited for a lock.
+std::string PostgresConnection::settings_condition(const std::string& parameter) {
+  return "pg_catalog.current_setting('whycache.session', true) = " + parameter +
          " AND pg_catalog.set_config('synchronous_commit', CASE pg_catalog.current_setting("
          "'synchronous_commit') WHEN 'off' THEN 'on' ELSE pg_catalog.current_setting("
          "'synchronous_commit') END, true) <> 'off'";

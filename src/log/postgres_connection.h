@@ -143,13 +143,13 @@ class PostgresConnection {
   PostgresRows query(const PostgresStatement& statement, const Deadline& deadline);
   // Returns how many rows changed.
   std::uint64_t run(const PostgresStatement& statement, const Deadline& deadline);
-  // As run(), for a statement whose condition contains has_settings_sql(). Without a pooler, it is
-  // mostly a transaction of its own, without BEGIN and COMMIT. May then return 0 where the session
-  // has lost its settings, for which the next call makes up.
+  // As run(), for a statement whose condition contains settings_condition(). Without a pooler, it
+  // is mostly a transaction of its own, without BEGIN and COMMIT. If it changes nothing, which may
+  // be because the session has lost its settings, it is repeated in a transaction that makes them.
   std::uint64_t run_with_settings(const PostgresStatement& statement, const Deadline& deadline);
-  // Returns the condition that holds in a transaction with the settings that run() makes.
-  // `placeholder`, as "$7", has the value settings_mark().
-  static std::string has_settings_sql(const std::string& placeholder);
+  // Returns a condition that holds in a session with the settings that run() makes, and that makes
+  // synchronous_commit for the transaction. `parameter`, as "$7", has the value settings_mark().
+  static std::string settings_condition(const std::string& parameter);
   PostgresValue settings_mark() const { return PostgresValue::text(settings_mark_); }
   // Begins a transaction that writes, which ends with commit(), or with an exception.
   std::vector<PostgresRows> begin(std::span<const PostgresStatement> statements,

@@ -929,7 +929,7 @@ Log::Appended PostgresLog::append(UpdateId id, std::string_view bytes) {
       updates +
       " AS before_it WHERE before_it.instance = $1 AND before_it.id = $5)) AND "
       "pg_catalog.pg_postmaster_start_time() = $6 AND " +
-      PostgresConnection::has_settings_sql("$7") + " FOR SHARE OF l ON CONFLICT DO NOTHING";
+      PostgresConnection::settings_condition("$7") + " FOR SHARE OF l ON CONFLICT DO NOTHING";
   const bool inserted = with_connection(
       IfAnswerLost::uncertain, "cannot append update",
       [&](PostgresConnection& connection, const Deadline& deadline) WHYCACHE_REQUIRES(mutex_) {

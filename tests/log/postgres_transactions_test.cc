@@ -372,7 +372,7 @@ TEST_F(PostgresLogTransactions, statement_in_session_that_lost_its_settings_is_r
   PostgresConnection connection(store.options().server, Deadline(milliseconds(20'000)));
   const auto delete_update = [&] {
     return connection.run_with_settings(
-        {"DELETE FROM whycache_updates WHERE " + PostgresConnection::has_settings_sql("$1"),
+        {"DELETE FROM whycache_updates WHERE " + PostgresConnection::settings_condition("$1"),
          {connection.settings_mark()}},
         Deadline(milliseconds(20'000)));
   };

@@ -541,8 +541,9 @@ struct Header {
   // The only part that is written without the writer lock.
   alignas(64) PollRecord poll_record;
 
-  // What processes have counted, each member of Counters (machine_counters.h). Relaxed: for display
-  // only.
+  // The sums of what processes have counted (machine_counters.h). The holder of the writer lock
+  // adds, any process loads; relaxed, since the numbers are for display. A writer that dies between
+  // two of them leaves out the rest of its own.
   alignas(64) std::atomic<std::uint64_t> machine_counters[machine_counters_max];
 };
 static_assert(sizeof(Header) <= header_page_bytes);
