@@ -6,14 +6,15 @@
 #include <memory>
 #include <new>
 #include <system_error>
-#include <unordered_set>
 #include <utility>
 
+#include "base/hash.h"
 #include "base/signals.h"
 #include "client/follow.h"
 #include "client/guards.h"
 #include "client/write_outcome.h"
 #include "update/format.h"
+#include "update/last_changes.h"
 
 namespace whycache {
 namespace {
@@ -22,15 +23,20 @@ namespace {
 // uncertain. Stopping takes some milliseconds more (Deadline::next_wait).
 constexpr std::chrono::milliseconds closing_patience{25};
 
-// Drops all but the last change of each key. The others keep their order.
-std::vector<Change> last_change_per_key(std::span<const Change> changes) {
+// Returns the last change of each key, in their order; nullopt if each key is changed once.
+std::optional<std::vector<Change>> without_superseded_changes(std::span<const Change> changes) {
+  if (changes.size() < 2) return std::nullopt;
+  std::vector<std::uint64_t> hashes;
+  hashes.reserve(changes.size());
+  for (const Change& change : changes) hashes.push_back(hash64(change.key));
+  LastChanges last_changes;
+  last_changes.find(changes, hashes);
+  if (last_changes.count() == changes.size()) return std::nullopt;
   std::vector<Change> kept;
-  kept.reserve(changes.size());
-  std::unordered_set<std::string_view> seen(changes.size());
-  for (std::size_t i = changes.size(); i > 0; --i) {
-    if (seen.insert(changes[i - 1].key).second) kept.push_back(changes[i - 1]);
+  kept.reserve(last_changes.count());
+  for (std::size_t i = 0; i < changes.size(); ++i) {
+    if (last_changes.is_last(i)) kept.push_back(changes[i]);
   }
-  std::reverse(kept.begin(), kept.end());
   return kept;
 }
 
@@ -55,8 +61,8 @@ Error partial_write_error(const Error& error, std::size_t written, std::size_t a
 
 UpdateId WriteQueue::write(std::span<const Change> changes, const WriteOptions& options) {
   if (changes.empty()) return session_.state.applied_id();
-  std::vector<Change> kept;
-  if (changes.size() > 1) changes = kept = last_change_per_key(changes);
+  const std::optional<std::vector<Change>> kept = without_superseded_changes(changes);
+  if (kept) changes = *kept;
   enforce_guards(changes, options);
 
   std::uint64_t erased = 0;
@@ -165,7 +171,8 @@ WriteQueue::AsyncWrite WriteQueue::AsyncWrite::copy_of(std::span<const Change> c
     change.key = copy(change.key);
     change.value = copy(change.value);
   }
-  if (write.changes.size() > 1) write.changes = last_change_per_key(write.changes);
+  if (std::optional<std::vector<Change>> kept = without_superseded_changes(write.changes))
+    write.changes = std::move(*kept);
   return write;
 }
 

@@ -1,10 +1,8 @@
 #include "state/write/applier.h"
 
 #include <algorithm>
-#include <bit>
 #include <cassert>
 #include <cstring>
-#include <numeric>
 #include <optional>
 
 #include "state/btree/check.h"
@@ -136,14 +134,16 @@ void Applier::apply(const Update& update) {
   const std::size_t count = update.changes.size();
   hashes_.resize(count);
   for (std::size_t i = 0; i < count; ++i) hashes_[i] = mapping_.hash_of(update.changes[i].key);
-  mark_last_change_per_key(update.changes);
+  // Only the last change of a key is applied. Otherwise a reader could find the entry of an earlier
+  // change, then load the new applied id, and return a value that was never published.
+  last_changes_.find(update.changes, hashes_);
   for (std::size_t i = 0; i < std::min(count, prefetch_distance); ++i)
     point_index_.prefetch(hashes_[i]);
   for (std::size_t i = 0; i < count; ++i) {
     if (i + prefetch_distance < count) point_index_.prefetch(hashes_[i + prefetch_distance]);
     if (i + entry_prefetch_distance < count)
       prefetch_entry(point_index_.likely_entry(hashes_[i + entry_prefetch_distance]));
-    if (!is_last_[i]) continue;
+    if (!last_changes_.is_last(i)) continue;
     const Change& change = update.changes[i];
     if (change.kind == Change::Kind::set) {
       set(change.key, change.value, hashes_[i]);
@@ -153,47 +153,6 @@ void Applier::apply(const Update& update) {
   }
   update_key_index();
   publish();
-}
-
-// If an update changes a key more than once, only the last change is applied. Otherwise a reader
-// could find the entry of an earlier change, then load the new applied id, and return a value that
-// was never published.
-void Applier::mark_last_change_per_key(std::span<const Change> changes) {
-  const std::size_t count = changes.size();
-  is_last_.assign(count, true);
-  if (count < 2 || try_mark_last_changes_by_hash(changes)) return;
-  // The keys have been chosen to have the same hash.
-  std::vector<std::size_t> order(count);
-  std::iota(order.begin(), order.end(), 0);
-  std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
-    const int compared = changes[a].key.compare(changes[b].key);
-    return compared < 0 || (compared == 0 && a < b);
-  });
-  for (std::size_t i = 0; i < count; ++i)
-    is_last_[order[i]] = i + 1 == count || changes[order[i]].key != changes[order[i + 1]].key;
-}
-
-// Returns false if this takes too long.
-bool Applier::try_mark_last_changes_by_hash(std::span<const Change> changes) {
-  const std::size_t count = changes.size();
-  // An open-addressing hash table of the keys seen so far, from the back: 1 + index of the change,
-  // or 0. At most half full, so that probing ends.
-  const std::size_t slots = std::bit_ceil(count * 2);
-  last_slots_.assign(slots, 0);
-  std::size_t probes_left = 16 * count + 1024;
-  for (std::size_t i = count; i-- > 0;) {
-    std::size_t slot = hashes_[i] & (slots - 1);
-    for (; last_slots_[slot] != 0; slot = (slot + 1) & (slots - 1)) {
-      if (probes_left-- == 0) return false;
-      const std::size_t later = last_slots_[slot] - 1;
-      if (hashes_[later] != hashes_[i] || changes[later].key != changes[i].key) continue;
-      is_last_[i] = false;
-      break;
-    }
-    if (is_last_[i]) last_slots_[slot] = i + 1;
-  }
-  assert(is_last_.back());
-  return true;
 }
 
 void Applier::load(std::span<const Item> items, UpdateId id) {
@@ -305,7 +264,7 @@ void Applier::update_key_index() {
   }
   std::sort(key_changes_.begin(), key_changes_.end(),
             [](const KeyChange& a, const KeyChange& b) { return a.key < b.key; });
-  // mark_last_change_per_key() has left one change per key.
+  // apply() has made one change per key.
   assert(std::adjacent_find(key_changes_.begin(), key_changes_.end(),
                             [](const KeyChange& a, const KeyChange& b) {
                               return a.key == b.key;

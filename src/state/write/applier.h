@@ -11,6 +11,7 @@
 #include "state/file/mapping.h"
 #include "state/write/allocator.h"
 #include "state/write/point_index.h"
+#include "update/last_changes.h"
 #include "update/update.h"
 
 namespace whycache {
@@ -46,8 +47,6 @@ class Applier {
   void erase(std::string_view key, std::uint64_t hash);
   // Calls erase() for every key, so it fills key_changes_ too. Then drops the entire key index.
   void erase_all();
-  void mark_last_change_per_key(std::span<const Change> changes);
-  bool try_mark_last_changes_by_hash(std::span<const Change> changes);
   // Applies key_changes_ to the key index.
   void update_key_index();
   // The segment cleaner. Runs before the caller looks for the entry of a key, because cleaning
@@ -71,9 +70,8 @@ class Applier {
   // (those that erase_all() records dangle, and are dropped at once).
   std::vector<KeyChange> key_changes_;
   // Kept between updates to reuse their memory.
-  std::vector<std::uint64_t> hashes_;    // of the key of each change
-  std::vector<bool> is_last_;            // whether each change is the last one of its key
-  std::vector<std::size_t> last_slots_;  // of try_mark_last_changes_by_hash()
+  std::vector<std::uint64_t> hashes_;  // of the key of each change
+  LastChanges last_changes_;
 };
 
 }  // namespace whycache
