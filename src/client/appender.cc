@@ -78,7 +78,7 @@ bool Appender::try_append(const LogPosition& position, Draft& draft, Backoff& ba
   const UpdateId id = position.id + 1;
   const std::string_view bytes = draft.seal(id, position.chain);
   Update update;
-  decode_update(bytes, update);  // an update that cannot be decoded must not get into the log
+  draft.decode_sealed(update);  // an update that cannot be decoded must not get into the log
   try {
     if (append_and_resolve(position, bytes, backoff)) {
       session_.counters.add(&Counters::updates_written);

@@ -51,6 +51,11 @@ std::size_t Draft::uncompressed_bytes() const {
   return common_header_bytes + fields_.size() + varint_bytes(change_count_) + changes_.size();
 }
 
+void Draft::reserve(std::size_t count, std::size_t bytes) {
+  constexpr std::size_t sizes_bytes = 5;  // of most changes: the two varints
+  changes_.reserve(bytes + count * sizes_bytes);
+}
+
 bool Draft::add(const Change& change, std::size_t bytes_max) {
   check_change(change);
   if (is_finished_) throw Error(ErrorKind::invalid, "a finished draft takes no more changes");
@@ -89,11 +94,11 @@ void Draft::finish() {
     flags |= flag_zstd;
   } else {
     sealed_ += changes_;
+    changes_ = std::string();
   }
   sealed_[version_offset] = static_cast<char>(format_version);
   sealed_[flags_offset] = static_cast<char>(flags);
   content_hash_ = content_hash(sealed_);
-  changes_ = std::string();
 }
 
 std::string_view Draft::seal(UpdateId id, std::uint64_t previous_chain) {
@@ -102,6 +107,13 @@ std::string_view Draft::seal(UpdateId id, std::uint64_t previous_chain) {
   chain_ = chain_after(previous_chain, sealed_.data(), content_hash_);
   store_little_endian(sealed_.data() + chain_offset, chain_);
   return sealed_;
+}
+
+void Draft::decode_sealed(Update& update) {
+  // Decompressing into the memory of the changes as they were added allocates none. It is complete:
+  // decompress() compares the number of bytes that it has written.
+  update.storage = std::exchange(changes_, {});
+  decode_update(sealed_, update);
 }
 
 }  // namespace whycache

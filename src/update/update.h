@@ -70,6 +70,8 @@ class Draft {
   // `bytes_max` bytes before compression, or 2^20 changes. Throws Error(invalid) if the key is
   // empty or too long, Error(limit) if the value is too large.
   bool add(const Change& change, std::size_t bytes_max);
+  // Allocates memory for changes whose keys and values have `bytes` bytes together.
+  void reserve(std::size_t count, std::size_t bytes);
   std::size_t change_count() const { return change_count_; }
   // Returns the current size of the sealed update before compression.
   std::size_t uncompressed_bytes() const;
@@ -78,14 +80,17 @@ class Draft {
   // Returns the bytes for the log, valid until the next seal(). Calls finish() first; after that it
   // takes nanoseconds.
   std::string_view seal(UpdateId id, std::uint64_t previous_chain);
+  // Decodes what the last seal() returned, as decode_update() does.
+  void decode_sealed(Update& update);
   // Returns the chain that the last seal() stored.
   std::uint64_t chain() const { return chain_; }
 
  private:
   bool erases_all_;
   bool is_finished_ = false;
-  std::string fields_;   // after their size
-  std::string changes_;  // while adding
+  std::string fields_;  // after their size
+  // While adding; then memory for decode_sealed().
+  std::string changes_;
   std::size_t change_count_ = 0;
   std::string sealed_;  // once finished; seal() stores id and chain
   std::uint64_t content_hash_ = 0;

@@ -49,6 +49,22 @@ TEST(Update, decoded_update_equals_its_draft) {
   EXPECT_EQ(update.authorship.note, expected.note);
 }
 
+TEST(Update, draft_decodes_what_it_has_sealed_for_each_id) {
+  const std::string value(100'000, 'x');
+  Draft draft(testing::full_authorship());
+  draft.reserve(2, value.size() + 2);
+  EXPECT_TRUE(draft.add(Change::set("a", value), no_bytes_max));
+  EXPECT_TRUE(draft.add(Change::erase("b"), no_bytes_max));
+  for (const UpdateId id : {7U, 8U}) {
+    draft.seal(id, 1234);
+    Update update;
+    draft.decode_sealed(update);
+    EXPECT_EQ(update.id, id);
+    EXPECT_EQ(update.chain, draft.chain());
+    EXPECT_EQ(update.changes, (std::vector<Change>{Change::set("a", value), Change::erase("b")}));
+  }
+}
+
 TEST(Update, random_changes_round_trip) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
