@@ -176,6 +176,49 @@ TEST(Update, update_is_compressed_only_if_that_saves_bytes) {
   EXPECT_EQ(update.changes[0].value, noise);
 }
 
+// Returns the size of an update with these bytes as its only value, as a share of the value's.
+double compressed_share(const std::string& value) {
+  const std::string bytes = sealed({{Change::Kind::set, "k", value}}, 1, 0);
+  Update update;
+  decode_update(bytes, update);
+  EXPECT_EQ(update.changes.at(0).value, value);
+  return static_cast<double>(bytes.size()) / static_cast<double>(value.size());
+}
+
+TEST(Update, repetitions_of_random_bytes_are_compressed) {
+  SCOPED_TRACE(testing::seed_note());
+  std::mt19937_64 random(testing::test_seed());
+  const std::string noise = testing::random_bytes(random, 1000);
+  std::string repeated;
+  for (int i = 0; i < 100; ++i) repeated += noise;
+  EXPECT_LT(compressed_share(repeated), 0.05);
+}
+
+TEST(Update, bytes_that_are_frequent_are_compressed_without_repetitions) {
+  SCOPED_TRACE(testing::seed_note());
+  std::mt19937_64 random(testing::test_seed());
+  constexpr std::string_view digits =
+      "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  std::string base64;
+  for (int i = 0; i < 100'000; ++i) base64 += digits[random() % digits.size()];
+  EXPECT_LT(compressed_share(base64), 0.8);
+
+  std::string numbers;
+  for (int i = 0; i < 12'500; ++i) {
+    const double number = static_cast<double>(random() % 1'000'000) / 1000;
+    numbers.append(reinterpret_cast<const char*>(&number), sizeof number);
+  }
+  EXPECT_LT(compressed_share(numbers), 0.6);
+}
+
+TEST(Update, text_that_begins_with_noise_is_compressed_as_text) {
+  SCOPED_TRACE(testing::seed_note());
+  std::mt19937_64 random(testing::test_seed());
+  std::string value = testing::random_bytes(random, 20'000);
+  for (int i = 0; i < 80'000; ++i) value += "0123456789abcdef"[random() % 16];
+  EXPECT_LT(compressed_share(value), 0.75);
+}
+
 TEST(Update, decoding_into_a_used_object_allocates_nothing) {
   const std::string large = sealed(
       {{Change::Kind::set, "a", std::string(50'000, 'x')}, {Change::Kind::set, "b", "2"}}, 1, 0);
