@@ -222,8 +222,10 @@ class Bucket {
   }
 
   std::uint64_t first_match(std::uint32_t matches) const {
-    return words_[static_cast<unsigned>(std::countr_zero(matches)) / mask_bits_per_word].load(
-        std::memory_order_acquire);
+    return words_[first_match_number(matches)].load(std::memory_order_acquire);
+  }
+  static unsigned first_match_number(std::uint32_t matches) {
+    return static_cast<unsigned>(std::countr_zero(matches)) / mask_bits_per_word;
   }
   static std::uint32_t without_first_match(std::uint32_t matches) {
     matches &= matches - 1;

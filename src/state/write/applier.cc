@@ -17,6 +17,8 @@ namespace {
 // it will replace when the bucket has arrived.
 constexpr std::size_t prefetch_distance = 12;
 constexpr std::size_t entry_prefetch_distance = 6;
+// Entries whose buckets are prefetched before the first of them is cleaned or skipped.
+constexpr std::size_t cleaning_batch = 64;
 constexpr int cleaned_segments_max = 8;
 
 Digest digest_of(const PublishedBlock& block) { return {block.digest_low, block.digest_high}; }
@@ -46,13 +48,6 @@ void write_entry(std::byte* to, UpdateId id, bool erased, std::string_view key,
   if (wide || previous == 0) return;
   to += -(key.size() + value.size()) % 8;
   put_word(previous);
-}
-
-// Prefetches what set() reads of an old entry: its key, and its value for the digest.
-void prefetch_entry(const std::byte* entry) {
-  if (entry == nullptr) return;
-  __builtin_prefetch(entry);
-  prefetch_entry_tail(reinterpret_cast<const char*>(entry));
 }
 
 void check_id(UpdateId id) {
@@ -141,8 +136,7 @@ void Applier::apply(const Update& update) {
     point_index_.prefetch(hashes_[i]);
   for (std::size_t i = 0; i < count; ++i) {
     if (i + prefetch_distance < count) point_index_.prefetch(hashes_[i + prefetch_distance]);
-    if (i + entry_prefetch_distance < count)
-      prefetch_entry(point_index_.likely_entry(hashes_[i + entry_prefetch_distance]));
+    if (i + entry_prefetch_distance < count) prefetch_entry(hashes_[i + entry_prefetch_distance]);
     if (!last_changes_.is_last(i)) continue;
     const Change& change = update.changes[i];
     if (change.kind == Change::Kind::set) {
@@ -153,6 +147,15 @@ void Applier::apply(const Update& update) {
   }
   update_key_index();
   publish();
+}
+
+// Prefetches what set() reads of an old entry: its key, and its value for the digest. If there
+// seems to be none, what it will change.
+void Applier::prefetch_entry(std::uint64_t hash) const {
+  const std::byte* const entry = point_index_.likely_entry(hash);
+  if (entry == nullptr) return point_index_.prefetch_filter(hash);
+  __builtin_prefetch(entry);
+  prefetch_entry_tail(reinterpret_cast<const char*>(entry));
 }
 
 void Applier::load(std::span<const Item> items, UpdateId id) {
@@ -304,11 +307,11 @@ void Applier::clean_segment(std::uint64_t segment) {
     std::uint64_t offset;
     std::uint64_t hash;
   };
-  EntryLocation batch[prefetch_distance];
+  EntryLocation batch[cleaning_batch];
   std::uint64_t within = 0;
   while (within < end) {
     std::size_t count = 0;
-    for (; count < prefetch_distance && within < end; ++count) {
+    for (; count < cleaning_batch && within < end; ++count) {
       const Entry entry = point_index_.entry(first + within);
       const std::uint64_t bytes = entry.bytes();
       if (entry.key_bytes == 0 || bytes > end - within) {

@@ -47,6 +47,7 @@ class Applier {
   void erase(std::string_view key, std::uint64_t hash);
   // Calls erase() for every key, so it fills key_changes_ too. Then drops the entire key index.
   void erase_all();
+  void prefetch_entry(std::uint64_t hash) const;
   // Applies key_changes_ to the key index.
   void update_key_index();
   // The segment cleaner. Runs before the caller looks for the entry of a key, because cleaning

@@ -133,17 +133,15 @@ template <typename Visit>
 ProbeResult probe(IndexWord* words, std::uint64_t hash, const Visit& visit) {
   const std::uint64_t tag = tag_of(hash);
   for (std::uint64_t displacement = 0; displacement <= displacement_max; ++displacement) {
-    IndexWord* const bucket = bucket_at(words, home_bucket(hash) + displacement);
-    bool any_empty = false;
-    for (std::uint64_t i = 0; i < bucket_words; ++i) {
-      const std::uint64_t word = bucket[i].load(std::memory_order_relaxed);
-      any_empty |= word == empty_word;
-      if (holds_entry(word) &&
-          word >> word_offset_bits == (tag << displacement_bits | displacement) &&
-          visit(word_offset(word)))
-        return {&bucket[i], false};
+    IndexWord* const words_of_bucket = bucket_at(words, home_bucket(hash) + displacement);
+    const Bucket bucket(words_of_bucket);
+    std::uint32_t matches = bucket.matches(tag << displacement_bits | displacement);
+    for (; matches != 0; matches = Bucket::without_first_match(matches)) {
+      const std::uint64_t word = bucket.first_match(matches);
+      if (holds_entry(word) && visit(word_offset(word)))
+        return {&words_of_bucket[Bucket::first_match_number(matches)], false};
     }
-    if (any_empty) return {nullptr, false};
+    if (bucket.has_empty()) return {nullptr, false};
   }
   return {nullptr, true};
 }
@@ -185,6 +183,10 @@ void PointIndex::prefetch(std::uint64_t hash) const {
   // Damage is reported by the functions that read the page.
   if (index_page_offset(slot) > allocator_.mapping().usable_bytes() - segment_bytes) return;
   __builtin_prefetch(allocator_.mapping().base() + index_page_offset(slot) + home_offset(hash), 1);
+}
+
+void PointIndex::prefetch_filter(std::uint64_t hash) const {
+  const std::uint64_t slot = directory_word(hash);
   if (index_page_filter_offset(slot) > allocator_.mapping().usable_bytes() - filter_bytes) return;
   __builtin_prefetch(allocator_.mapping().base() + index_page_filter_offset(slot) +
                          home_bucket(hash) * sizeof(FilterWord),

@@ -56,6 +56,8 @@ class PointIndex {
   IndexWord* find_word(std::uint64_t hash, std::string_view key) const;
   // Prefetches the home bucket of a hash.
   void prefetch(std::uint64_t hash) const;
+  // Prefetches what only insert() needs: the filter of that bucket.
+  void prefetch_filter(std::uint64_t hash) const;
   // Returns the entry that find() will most probably look at first, to prefetch it; nullptr: none.
   // Reads the home bucket.
   const std::byte* likely_entry(std::uint64_t hash) const;
