@@ -265,8 +265,7 @@ void Applier::update_key_index() {
             : key_index_.erase(pending_block_.key_index_root, key_changes_[0].key);
     return;
   }
-  std::sort(key_changes_.begin(), key_changes_.end(),
-            [](const KeyChange& a, const KeyChange& b) { return a.key < b.key; });
+  key_sort_.sort(key_changes_);
   // apply() has made one change per key.
   assert(std::adjacent_find(key_changes_.begin(), key_changes_.end(),
                             [](const KeyChange& a, const KeyChange& b) {

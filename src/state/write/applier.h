@@ -10,6 +10,7 @@
 #include "state/btree/writer.h"
 #include "state/file/mapping.h"
 #include "state/write/allocator.h"
+#include "state/write/key_sort.h"
 #include "state/write/point_index.h"
 #include "update/last_changes.h"
 #include "update/update.h"
@@ -56,11 +57,6 @@ class Applier {
   void clean_segment(std::uint64_t segment);
   void publish();
 
-  struct KeyChange {
-    std::string_view key;
-    bool is_insertion;
-  };
-
   Mapping& mapping_;
   Allocator allocator_;
   PointIndex point_index_;
@@ -73,6 +69,7 @@ class Applier {
   // Kept between updates to reuse their memory.
   std::vector<std::uint64_t> hashes_;  // of the key of each change
   LastChanges last_changes_;
+  KeySort key_sort_;
 };
 
 }  // namespace whycache
