@@ -18,7 +18,7 @@ constexpr std::uint32_t zstd_magic = 0xFD2FB528;
 constexpr std::size_t compressed_bytes_min = 256;  // below, a frame hardly ever saves an eighth
 constexpr int default_level = 1;
 // Finds repetitions only, and three times as fast. It does not give frequent bytes shorter codes.
-constexpr int repetitions_level = -3;
+constexpr int repetitions_level = -4;
 // Input that is several times as long as a sample is sampled, so that this takes little time.
 constexpr std::size_t sample_pieces = 4;
 constexpr std::size_t sample_piece_bytes = 512;
