@@ -1,85 +1,50 @@
-// The table behind every Memo. Keys are spread over shards, each with a mutex of its own, which is
-// held while a key is looked up and never while a value is decoded.
+// The table behind every Memo. Keys are spread over shards, each with a lock of its own, which is
+// held while a key is looked up and never while a value is decoded or an object is destroyed.
 #include <whycache/memo.h>
 
 #include <array>
 #include <atomic>
+#include <memory>
 #include <optional>
 #include <string>
-#include <unordered_map>
 #include <utility>
-#include <vector>
 
 #include "base/fork_handlers.h"
 #include "base/hash.h"
-#include "base/mutex.h"
+#include "base/random.h"
+#include "base/spin_lock.h"
 #include "client/cache_internal.h"
+#include "client/memo_entries.h"
 #include "state/read/pin.h"
 #include "state/state.h"
 
 namespace whycache::detail {
 namespace {
 
-constexpr std::size_t shard_count = 16;
+constexpr unsigned shard_count_log2 = 4;
+constexpr std::size_t shard_count = 1 << shard_count_log2;
 
-struct MemoEntry {
-  std::shared_ptr<const void> object{};
-  // Of the value that `object` was decoded from.
-  EntryVersion version{};
-  // The state had `version` at this position. While it has not moved on, that need not be asked.
-  StatePosition checked{};
-  // The last value that could not be decoded, while `object` is of an earlier one.
-  std::optional<EntryVersion> failed{};
-  bool was_used = true;   // since the hand passed
-  std::size_t place = 0;  // in MemoShard::ring
-};
-
-struct KeyHasher {
-  using is_transparent = void;  // NOLINT(readability-identifier-naming): the standard names it
-  std::size_t operator()(std::string_view key) const { return hash64(key); }
-};
-using MemoEntries = std::unordered_map<std::string, MemoEntry, KeyHasher, std::equal_to<>>;
-
+// A hit holds the lock for a search of a table and the copy of a pointer.
 struct alignas(64) MemoShard {
-  Mutex mutex;
-  MemoEntries entries WHYCACHE_GUARDED_BY(mutex);
-  // All entries. The hand goes around them to find one that was not used lately.
-  std::vector<MemoEntries::value_type*> ring WHYCACHE_GUARDED_BY(mutex);
-  std::size_t hand WHYCACHE_GUARDED_BY(mutex) = 0;
-  std::uint64_t hits WHYCACHE_GUARDED_BY(mutex) = 0;
+  SpinLock lock;
+  MemoEntries entries WHYCACHE_GUARDED_BY(lock);
+  std::uint64_t hits WHYCACHE_GUARDED_BY(lock) = 0;
 };
 
-// Returns the entry, which is to be destroyed without the mutex: its object may do anything.
-MemoEntries::node_type take_entry(MemoShard& shard, MemoEntries::iterator entry)
-    WHYCACHE_REQUIRES(shard.mutex) {
-  const std::size_t place = entry->second.place;
-  shard.ring[place] = shard.ring.back();
-  shard.ring[place]->second.place = place;
-  shard.ring.pop_back();
-  return shard.entries.extract(entry);
-}
-
-// Takes an entry that was not used lately. Empty if there is no entry at all.
-MemoEntries::node_type take_unused_entry(MemoShard& shard) WHYCACHE_REQUIRES(shard.mutex) {
-  if (shard.ring.empty()) return {};
-  for (;; ++shard.hand) {
-    if (shard.hand >= shard.ring.size()) shard.hand = 0;
-    MemoEntries::value_type& entry = *shard.ring[shard.hand];
-    if (!std::exchange(entry.second.was_used, false))
-      return take_entry(shard, shard.entries.find(entry.first));
-  }
-}
-
-// What a forked child must not share with its parent: another thread may have held a mutex.
+// What a forked child must not share with its parent: another thread may have held a lock.
 struct MemoShards {
   const std::uint64_t owner_fork_count = fork_count();
+  // Secret, so that keys that share a slot cannot be chosen.
+  const std::uint64_t hash_seed = random_u64();
   std::array<MemoShard, shard_count> shards;
   std::atomic<std::uint64_t> entry_count{0};
   std::atomic<std::uint64_t> decodes{0};
   std::atomic<std::uint64_t> decode_failures{0};
   MemoShards* next_abandoned = nullptr;
 
-  MemoShard& shard_of(std::string_view key) { return shards[hash64(key, 1) % shard_count]; }
+  std::uint64_t hash(std::string_view key) const { return hash64(key, hash_seed); }
+  // By the highest bits, of which MemoEntries makes no use.
+  MemoShard& shard_of(std::uint64_t hash) { return shards[hash >> (64 - shard_count_log2)]; }
 };
 
 // Leaks what the parent had, in a child. A list keeps it reachable for leak checkers.
@@ -90,6 +55,11 @@ void abandon(MemoShards* shards) {
       !abandoned.compare_exchange_weak(shards->next_abandoned, shards, std::memory_order_relaxed)) {
   }
 }
+
+struct MemoKey {
+  std::string_view bytes;
+  std::uint64_t hash = 0;
+};
 
 bool is_newer(const EntryVersion& version, const EntryVersion& than) {
   return version.state_id != than.state_id || version.version > than.version;
@@ -114,47 +84,47 @@ class MemoTable::Impl {
 
   std::shared_ptr<const void> get(std::string_view key) {
     MemoShards& all = shards();
-    MemoShard& shard = all.shard_of(key);
+    const MemoKey wanted{key, all.hash(key)};
+    MemoShard& shard = all.shard_of(wanted.hash);
     const State& state = CacheInternal::state(cache_);
     // First: the version that is found is then of this position or a later one.
     const StatePosition position = reading([&] { return state.position(); });
     EntryVersion present;
     std::optional<bool> is_present;
     {
-      const MutexLock lock(shard.mutex);
-      const auto found = shard.entries.find(key);
-      if (found == shard.entries.end()) {
+      const SpinLockGuard guard(shard.lock);
+      MemoEntry* const entry = shard.entries.find(wanted.hash, key);
+      if (entry == nullptr) {
         is_present = false;
-      } else if (found->second.checked == position) {
-        return use(shard, found->second);
+      } else if (entry->checked == position) {
+        return use(shard, *entry);
       } else {
         is_present = state.try_find_version(key, present);
-        if (is_present == true && is_of(found->second, present)) {
-          found->second.checked = position;
-          return use(shard, found->second);
+        if (is_present == true && is_of(*entry, present)) {
+          entry->checked = position;
+          return use(shard, *entry);
         }
       }
     }
-    // Without the mutex: this read may wait for the cache to be opened again.
+    // Without the lock: this read may wait for the cache to be opened again.
     if (!is_present && state.find_version(key, present)) {
-      const MutexLock lock(shard.mutex);
-      const auto found = shard.entries.find(key);
-      if (found != shard.entries.end() && is_of(found->second, present)) {
-        found->second.checked = position;
-        return use(shard, found->second);
+      const SpinLockGuard guard(shard.lock);
+      MemoEntry* const entry = shard.entries.find(wanted.hash, key);
+      if (entry != nullptr && is_of(*entry, present)) {
+        entry->checked = position;
+        return use(shard, *entry);
       }
     }
-    return decode_present(all, shard, key);
+    return decode_present(all, shard, wanted);
   }
 
   void clear() {
     MemoShards& all = shards();
     for (MemoShard& shard : all.shards) {
-      MemoEntries dropped;  // destroyed without the mutex: objects may do anything
-      const MutexLock lock(shard.mutex);
+      MemoEntries dropped;  // destroyed without the lock: objects may do anything
+      const SpinLockGuard guard(shard.lock);
       all.entry_count.fetch_sub(shard.entries.size(), std::memory_order_relaxed);
-      dropped.swap(shard.entries);
-      shard.ring.clear();
+      std::swap(dropped, shard.entries);
     }
   }
 
@@ -162,7 +132,7 @@ class MemoTable::Impl {
     MemoShards& all = shards();
     MemoCounters counters;
     for (MemoShard& shard : all.shards) {
-      const MutexLock lock(shard.mutex);
+      const SpinLockGuard guard(shard.lock);
       counters.hits += shard.hits;
       counters.entries += shard.entries.size();
     }
@@ -188,9 +158,8 @@ class MemoTable::Impl {
     return present == entry.version || present == entry.failed;
   }
 
-  static std::shared_ptr<const void> use(MemoShard& shard, MemoEntry& entry)
-      WHYCACHE_REQUIRES(shard.mutex) {
-    entry.was_used = true;
+  static std::shared_ptr<const void> use(MemoShard& shard, const MemoEntry& entry)
+      WHYCACHE_REQUIRES(shard.lock) {
     ++shard.hits;
     return entry.object;
   }
@@ -209,10 +178,10 @@ class MemoTable::Impl {
   }
 
   [[gnu::noinline]] std::shared_ptr<const void> decode_present(MemoShards& all, MemoShard& shard,
-                                                               std::string_view key) {
+                                                               const MemoKey& key) {
     const std::shared_ptr<const Pin> pin = CacheInternal::pin(cache_);
     EntryVersion version{state_id_of(pin->mapping().header()), 0};
-    const std::string_view value = reading([&] { return pin->find(key, version.version); });
+    const std::string_view value = reading([&] { return pin->find(key.bytes, version.version); });
     if (value.data() == nullptr) {
       remove(all, shard, key);
       return nullptr;
@@ -226,60 +195,58 @@ class MemoTable::Impl {
       if (std::shared_ptr<const void> last = keep_last_good(shard, key, version)) return last;
       throw;
     }
-    store(all, shard, key, {object, version, {version.state_id, pin->id()}});
+    store(all, shard, key.hash,
+          std::unique_ptr<MemoEntry>(new MemoEntry{.key = std::string(key.bytes),
+                                                   .object = object,
+                                                   .checked = {version.state_id, pin->id()},
+                                                   .version = version}));
     return object;
   }
 
-  std::shared_ptr<const void> keep_last_good(MemoShard& shard, std::string_view key,
+  std::shared_ptr<const void> keep_last_good(MemoShard& shard, const MemoKey& key,
                                              const EntryVersion& version) const {
     if (!options_.keep_last_good) return nullptr;
-    const MutexLock lock(shard.mutex);
-    const auto found = shard.entries.find(key);
-    if (found == shard.entries.end()) return nullptr;
-    if (is_newer(version, found->second.version)) found->second.failed = version;
-    return found->second.object;
+    const SpinLockGuard guard(shard.lock);
+    MemoEntry* const entry = shard.entries.find(key.hash, key.bytes);
+    if (entry == nullptr) return nullptr;
+    if (is_newer(version, entry->version)) entry->failed = version;
+    return entry->object;
   }
 
-  void store(MemoShards& all, MemoShard& shard, std::string_view key, MemoEntry entry) {
-    MemoEntry replaced;  // destroyed without the mutex
-    bool is_full = false;
+  // Whatever is replaced is destroyed without the lock, as `stored` is then its owner.
+  void store(MemoShards& all, MemoShard& shard, std::uint64_t hash,
+             std::unique_ptr<MemoEntry> stored) const {
     {
-      const MutexLock lock(shard.mutex);
-      // Before the entry exists: without memory, none may be left outside the ring.
-      if (shard.ring.size() == shard.ring.capacity())
-        shard.ring.reserve(std::max<std::size_t>(16, 2 * shard.ring.capacity()));
-      const auto [place, is_new] = shard.entries.try_emplace(std::string(key));
-      // Another thread may have decoded a newer value meanwhile.
-      if (!is_new && !is_newer(entry.version, place->second.version)) return;
-      entry.place = is_new ? shard.ring.size() : place->second.place;
-      replaced = std::exchange(place->second, std::move(entry));
-      if (!is_new) return;
-      shard.ring.push_back(&*place);
-      is_full = all.entry_count.fetch_add(1, std::memory_order_relaxed) + 1 > options_.entries_max;
+      const SpinLockGuard guard(shard.lock);
+      if (MemoEntry* const entry = shard.entries.find(hash, stored->key)) {
+        // Another thread may have decoded a newer value meanwhile.
+        if (is_newer(stored->version, entry->version)) std::swap(*entry, *stored);
+        return;
+      }
+      shard.entries.insert(hash, std::move(stored));
+      if (all.entry_count.fetch_add(1, std::memory_order_relaxed) < options_.entries_max) return;
     }
-    if (is_full) make_room(all, shard);
+    make_room(all, shard);
   }
 
-  void make_room(MemoShards& all, MemoShard& first) {
+  static void make_room(MemoShards& all, MemoShard& first) {
     const auto index = static_cast<std::size_t>(&first - all.shards.data());
     for (std::size_t i = 0; i < shard_count; ++i) {
       MemoShard& shard = all.shards[(index + 1 + i) % shard_count];
-      MemoEntries::node_type taken;  // destroyed without the mutex
-      const MutexLock lock(shard.mutex);
-      taken = take_unused_entry(shard);
-      if (taken.empty()) continue;
+      std::unique_ptr<MemoEntry> taken;  // destroyed without the lock
+      const SpinLockGuard guard(shard.lock);
+      taken = shard.entries.take_unused();
+      if (taken == nullptr) continue;
       all.entry_count.fetch_sub(1, std::memory_order_relaxed);
       return;
     }
   }
 
-  static void remove(MemoShards& all, MemoShard& shard, std::string_view key) {
-    MemoEntries::node_type removed;  // destroyed without the mutex
-    const MutexLock lock(shard.mutex);
-    const auto found = shard.entries.find(key);
-    if (found == shard.entries.end()) return;
-    removed = take_entry(shard, found);
-    all.entry_count.fetch_sub(1, std::memory_order_relaxed);
+  static void remove(MemoShards& all, MemoShard& shard, const MemoKey& key) {
+    std::unique_ptr<MemoEntry> removed;  // destroyed without the lock
+    const SpinLockGuard guard(shard.lock);
+    removed = shard.entries.take(key.hash, key.bytes);
+    if (removed != nullptr) all.entry_count.fetch_sub(1, std::memory_order_relaxed);
   }
 
   const Cache& cache_;

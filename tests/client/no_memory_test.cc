@@ -1,8 +1,11 @@
 // Failing allocations: the reported outcome of a write is still true, and no caller waits forever.
 #include <gtest/gtest.h>
 
+#include <whycache/memo.h>
+
 #include <algorithm>
 #include <chrono>
+#include <cstdint>
 #include <cstdio>
 #include <future>
 #include <new>
@@ -87,6 +90,27 @@ TEST(NoMemory, lasting_lack_of_memory_in_set_reports_true_outcome) {
   allocations_keep_failing = false;
   EXPECT_GE(in_doubt, 1);
   EXPECT_EQ(cache.digest(), fleet.open("rome").digest());
+}
+
+TEST(NoMemory, failed_allocation_in_a_memo_leaves_later_calls_unaffected) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  Memo<std::string> memo(cache, [](std::string_view value) { return std::string(value); });
+  int failed = 0;
+  for (long number = 1; number <= allocation_count_max; ++number) {
+    const std::string key = "a key that is longer than a small string " + std::to_string(number);
+    cache.set(key, key);
+    allocations_until_failure = number % 10 + 1;
+    try {
+      static_cast<void>(memo.get(key));
+    } catch (const std::bad_alloc&) {
+      ++failed;
+    }
+    allocations_until_failure = 0;
+    EXPECT_EQ(*memo.get(key), key) << number;
+  }
+  EXPECT_GE(failed, 5);
+  EXPECT_EQ(memo.counters().entries, static_cast<std::uint64_t>(allocation_count_max));
 }
 
 TEST(NoMemory, failed_allocation_in_async_write_queues_nothing) {
