@@ -8,10 +8,13 @@
 #include <array>
 #include <atomic>
 #include <chrono>
+#include <csignal>
 #include <cstdint>
 #include <ctime>
 #include <memory>
 #include <numeric>
+#include <optional>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -47,6 +50,26 @@ StateOptions small_options() {
   return options;
 }
 
+// The words of a lock file.
+class MappedHeader {
+ public:
+  explicit MappedHeader(const std::string& path) {
+    const FileDescriptor file = open_file(path, O_RDWR);
+    void* const mapped = ::mmap(nullptr, sizeof(LockFileHeader), PROT_READ | PROT_WRITE, MAP_SHARED,
+                                file.number(), 0);
+    if (mapped == MAP_FAILED) throw std::runtime_error("cannot map the lock file");
+    header_ = static_cast<LockFileHeader*>(mapped);
+  }
+  ~MappedHeader() { ::munmap(header_, sizeof(LockFileHeader)); }
+  MappedHeader(const MappedHeader&) = delete;
+  MappedHeader& operator=(const MappedHeader&) = delete;
+
+  LockFileHeader* operator->() const { return header_; }
+
+ private:
+  LockFileHeader* header_;
+};
+
 class LockQueueTest : public ::testing::Test {
  protected:
   // Each process takes the lock, holds it for half a millisecond, and takes it again immediately.
@@ -78,6 +101,7 @@ class LockQueueTest : public ::testing::Test {
   TemporaryDirectory directory_;
   std::string path_ = directory_.file("a.state");
   TestState state_{path_, small_options()};
+  const MappedHeader header_{path_ + ".lock"};
   SharedWithChildren<Turns> turns_;
   std::vector<std::unique_ptr<ChildProcess>> processes_;
 };
@@ -93,21 +117,16 @@ TEST_F(LockQueueTest, each_contending_process_gets_its_share) {
 
 // The words are hints: any value in them must be harmless.
 TEST_F(LockQueueTest, random_waiter_words_do_not_block_the_lock) {
-  const FileDescriptor file = open_file(path_ + ".lock", O_RDWR);
-  void* const mapped =
-      ::mmap(nullptr, sizeof(LockFileHeader), PROT_READ | PROT_WRITE, MAP_SHARED, file.number(), 0);
-  ASSERT_NE(mapped, MAP_FAILED);
-  auto& words = static_cast<LockFileHeader*>(mapped)->waiters;
   start_processes();
   std::uint32_t value = 0;
   while (turns() < 1000) {
-    for (std::atomic<std::uint32_t>& word : words) word = value * 0x9e3779b9U >> 30;
+    for (std::atomic<std::uint32_t>& word : header_->waiters) word = value * 0x9e3779b9U >> 30;
+    header_->append_is_awaited = value * 0x9e3779b9U >> 31;
     ++value;
     ::usleep(20);
   }
   stop_processes();
   EXPECT_GT(*std::min_element(turns_->count.begin(), turns_->count.end()), 0U);
-  ::munmap(mapped, sizeof(LockFileHeader));
 }
 
 TEST_F(LockQueueTest, lock_of_a_dead_holder_passes_to_a_waiter) {
@@ -161,11 +180,6 @@ TEST_F(LockQueueTest, release_wakes_the_next_waiter) {
 // The word changes all the time, so the futex call returns immediately each time.
 TEST_F(LockQueueTest, waiter_that_cannot_sleep_on_word_uses_no_cpu) {
   const HeldLock held = state_->lock(StateLock::follow, Deadline(milliseconds(20'000)));
-  const FileDescriptor file = open_file(path_ + ".lock", O_RDWR);
-  void* const mapped =
-      ::mmap(nullptr, sizeof(LockFileHeader), PROT_READ | PROT_WRITE, MAP_SHARED, file.number(), 0);
-  ASSERT_NE(mapped, MAP_FAILED);
-  auto& words = static_cast<LockFileHeader*>(mapped)->waiters;
   const SharedWithChildren<std::atomic<bool>> done;
   ChildProcess waiter([&]() -> std::string {
     const TestState state(path_, small_options());
@@ -182,9 +196,40 @@ TEST_F(LockQueueTest, waiter_that_cannot_sleep_on_word_uses_no_cpu) {
         (after.tv_sec - before.tv_sec) * 1'000'000'000 + after.tv_nsec - before.tv_nsec;
     return used_ns < 50'000'000 ? "" : "the waiter used the CPU: ns=" + std::to_string(used_ns);
   });
-  while (!*done) words[1] = 2;
+  while (!*done) header_->waiters[1] = 2;
   EXPECT_EQ(waiter.wait(), "");
-  ::munmap(mapped, sizeof(LockFileHeader));
+}
+
+TEST_F(LockQueueTest, append_lock_is_taken_without_the_gate_if_no_process_waits) {
+  const FileDescriptor file = open_file(path_ + ".lock", O_RDWR);
+  ASSERT_TRUE(try_lock_byte(file.number(), append_gate));
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(state_->try_lock(StateLock::append));
+}
+
+// Nothing but the gate keeps a process that releases the lock from taking it again before a waiter
+// wakes up.
+TEST_F(LockQueueTest, append_lock_is_not_taken_past_a_process_that_waits) {
+  const FileDescriptor file = open_file(path_ + ".lock", O_RDWR);
+  // Given a process that has passed the gate and waits for the lock,
+  std::optional<HeldLock> held = state_->lock(StateLock::append, Deadline(milliseconds(20'000)));
+  ChildProcess waiter([&]() -> std::string {
+    const TestState state(path_, small_options());
+    const HeldLock lock = state->lock(StateLock::append, Deadline(milliseconds(20'000)));
+    return "";
+  });
+  while (header_->append_is_awaited == 0) ::usleep(100);
+  // and one that takes the next place at the gate before the first one gets the lock,
+  held.reset();
+  EXPECT_EQ(waiter.wait(), "");
+  EXPECT_EQ(header_->append_is_awaited, 0U);
+  ASSERT_TRUE(try_lock_byte(file.number(), append_gate));
+  header_->append_is_awaited = 1;
+  // a third one stays behind it, although the lock is free,
+  EXPECT_FALSE(state_->try_lock(StateLock::append));
+  unlock_byte(file.number(), append_gate);
+  // and finds out if it has died.
+  EXPECT_TRUE(state_->try_lock(StateLock::append));
+  EXPECT_EQ(header_->append_is_awaited, 0U);
 }
 
 TEST_F(LockQueueTest, process_stopped_at_the_gate_does_not_block_others) {

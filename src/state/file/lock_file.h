@@ -41,7 +41,12 @@ struct LockFileHeader {
   // process that stores this (seq_cst) executes one, and looks at the file's ctime once more.
   // Either the first one sees the new value, or the second one the change.
   std::atomic<std::uint64_t> last_own_change;
-  std::uint64_t reserved[22];
+  // 1 if a process may be waiting for StateLock::append, or at its gate (lock_queue.h). A process
+  // takes the lock without passing the gate only if this is 0. Waiters store 1 each time they try;
+  // the process that has passed the gate stores 0 once it has the lock. If it dies before that, the
+  // next one that passes the gate does. Relaxed: a hint, which protects nothing.
+  std::atomic<std::uint32_t> append_is_awaited;
+  std::uint32_t reserved[43];
   // For each of the bytes 0 to 15: 1 if a process may be asleep until it is unlocked (a futex,
   // lock_queue.h). A waiter stores 1 (seq_cst), tries the lock once more, and sleeps. The process
   // that unlocks the byte stores 0 behind a seq_cst fence, and wakes one waiter if it replaced a 1.
@@ -50,6 +55,7 @@ struct LockFileHeader {
   alignas(64) std::atomic<std::uint32_t> waiters[lock_byte_count];
 };
 static_assert(offsetof(LockFileHeader, last_own_change) == 8);  // docs/formats/state.md
+static_assert(offsetof(LockFileHeader, append_is_awaited) == 16);
 static_assert(offsetof(LockFileHeader, waiters) == 192);
 inline constexpr char lock_file_magic[8] = {'w', 'h', 'y', 'l', 'o', 'c', 'k', '2'};
 // A new lock file has this behind its name, and a random token, until it is complete.

@@ -120,23 +120,35 @@ class Gate {
 };
 
 bool acquire_through_gate(const LockFile& file, const LockByte& lock, const Deadline& deadline) {
+  std::atomic<std::uint32_t>& is_awaited = file.header().append_is_awaited;
   const LockByte gate_byte(file, append_gate_byte);
   Gate gate(gate_byte);
   const Deadline gate_deadline(gate_timeout);
   bool taken = false;
   const bool passed = gate_byte.acquire_until(deadline, [&] {
     taken = gate_deadline.passed() && lock.try_acquire();
-    return taken || gate.try_pass();
+    if (taken || gate.try_pass()) return true;
+    is_awaited.store(1, std::memory_order_relaxed);
+    return false;
   });
   if (!passed || taken) return taken;
-  return lock.acquire_until(deadline, [&] { return lock.try_acquire(); });
+  is_awaited.store(1, std::memory_order_relaxed);
+  taken = lock.acquire_until(deadline, [&] { return lock.try_acquire(); });
+  is_awaited.store(0, std::memory_order_relaxed);
+  return taken;
+}
+
+// Where no process waits, the gate would only cost two system calls.
+bool acquire_append(const LockFile& file, const LockByte& lock, const Deadline& deadline) {
+  const bool is_awaited = file.header().append_is_awaited.load(std::memory_order_relaxed) != 0;
+  return (!is_awaited && lock.try_acquire()) || acquire_through_gate(file, lock, deadline);
 }
 
 }  // namespace
 
 bool wait_for_lock(const LockFile& file, StateLock which, const Deadline& deadline) {
   const LockByte lock(file, byte_of(which));
-  if (which == StateLock::append) return acquire_through_gate(file, lock, deadline);
+  if (which == StateLock::append) return acquire_append(file, lock, deadline);
   return lock.acquire_until(deadline, [&] { return lock.try_acquire(); });
 }
 

@@ -4,9 +4,10 @@
 // every millisecond, whatever the word says. If the holder is killed, waiters time out.
 //
 // This alone would starve waiters: a process that writes in a loop reacquires the lock before a
-// waiter has woken up. A process that wants StateLock::append therefore passes a gate (turnstile),
-// a byte of its own. The process that holds the gate gets the lock next, and then opens the gate. A
-// process that has just released the lock queues at the gate like the others.
+// waiter has woken up. While a process waits for StateLock::append, the others therefore pass a
+// gate (turnstile), a byte of its own. The process that holds the gate gets the lock next, and then
+// opens the gate. A process that has just released the lock queues at the gate like the others. A
+// word of the lock file says whether a process waits. If none does, the lock alone is taken.
 //
 // The gate provides fairness and protects nothing. It opens when its holder dies, as all OFD locks
 // do. If its holder is stopped, the others try the lock itself after a while, as they would without
