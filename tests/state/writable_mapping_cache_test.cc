@@ -354,5 +354,27 @@ TEST_F(WritableMappingCacheTest, limited_address_space_disables_the_cache) {
             "");
 }
 
+TEST_F(WritableMappingCacheTest, limit_on_address_space_set_later_ends_caching) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "sanitizers need more address space than the limit";
+#endif
+  { TestState created(path()); }
+  EXPECT_EQ(run_in_child([&]() -> std::string {
+              TestState state(path());
+              write_until_cached(state);
+              rlimit limit{};
+              ::getrlimit(RLIMIT_AS, &limit);
+              limit.rlim_cur = std::uint64_t{256} << 30;
+              if (::setrlimit(RLIMIT_AS, &limit) != 0) return "cannot limit address space";
+              while (writable_mappings() != 0) state.apply({{"a", "1"}});
+              for (int i = 0; i < 50; ++i) {
+                state.apply({{"a", std::to_string(i)}});
+                if (writable_mappings() != 0) return "the mapping is cached";
+              }
+              return state.get("a") == "49" ? "" : "the write is lost";
+            }),
+            "");
+}
+
 }  // namespace
 }  // namespace whycache::testing

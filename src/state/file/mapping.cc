@@ -147,7 +147,7 @@ bool is_address_space_limited() {
 
 std::uint64_t Mapping::refresh_usable_bytes() const {
   // Loaded before the kernel is asked: another thread may learn a larger size meanwhile.
-  std::uint64_t known = usable_bytes();
+  const std::uint64_t known = usable_bytes();
   struct stat status;
   // The application may have closed the descriptor, and opened another file with its number.
   const auto is_this_file = [&] { return status.st_dev == device_ && status.st_ino == inode_; };
@@ -156,9 +156,12 @@ std::uint64_t Mapping::refresh_usable_bytes() const {
     if (::lstat(path_.c_str(), &status) != 0 || !is_this_file())
       throw system_error("cannot stat state file", path_, error);
   }
-  const std::uint64_t bytes =
-      std::min(static_cast<std::uint64_t>(status.st_size), reserved_bytes_) / segment_bytes *
-      segment_bytes;
+  learn_file_bytes(known, static_cast<std::uint64_t>(status.st_size));
+  return usable_bytes();
+}
+
+void Mapping::learn_file_bytes(std::uint64_t known, std::uint64_t file_bytes) const {
+  const std::uint64_t bytes = std::min(file_bytes, reserved_bytes_) / segment_bytes * segment_bytes;
   if (bytes < known) {
     throw Error(ErrorKind::corrupt, "state file became shorter while in use: path=" + path_ +
                                         " bytes=" + std::to_string(bytes) + " known=" +
@@ -167,7 +170,6 @@ std::uint64_t Mapping::refresh_usable_bytes() const {
   while (known < bytes &&
          !usable_bytes_.compare_exchange_weak(known, bytes, std::memory_order_relaxed)) {
   }
-  return usable_bytes();
 }
 
 const DirectoryCache* Mapping::find_or_create_directory_cache(std::uint64_t directory) const {

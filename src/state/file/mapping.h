@@ -115,6 +115,11 @@ class Mapping {
   std::uint64_t usable_bytes() const { return usable_bytes_.load(std::memory_order_relaxed); }
   // Asks the kernel for the size of the file. Throws Error(corrupt) if the file became shorter.
   std::uint64_t refresh_usable_bytes() const;
+  // The same, if the kernel has just said the size. For the writer, which shares its mapping with
+  // no thread: another one could have learned a larger size meanwhile.
+  void refresh_usable_bytes(std::uint64_t file_bytes) const {
+    learn_file_bytes(usable_bytes(), file_bytes);
+  }
   // For the writer, after it grew the file.
   void set_usable_bytes(std::uint64_t bytes) {
     usable_bytes_.store(bytes, std::memory_order_relaxed);
@@ -141,6 +146,9 @@ class Mapping {
  private:
   [[gnu::noinline]] const DirectoryCache* find_or_create_directory_cache(
       std::uint64_t directory) const;
+  // Throws Error(corrupt) if the file has become shorter than `known`, which is what usable_bytes()
+  // was before the kernel was asked.
+  void learn_file_bytes(std::uint64_t known, std::uint64_t file_bytes) const;
 
   FileDescriptor file_;
   std::string path_;

@@ -9,42 +9,49 @@
 namespace whycache {
 namespace {
 
-constexpr std::uint64_t nothing_noted = 0;
-
-// Returns a number for the last change of this file; nothing_noted if it is not known.
-std::uint64_t last_change(int state) noexcept {
+FileChange last_change(int state) noexcept {
   struct stat status;
-  if (::fstat(state, &status) != 0) return nothing_noted;
+  return ::fstat(state, &status) == 0 ? change_of(status) : no_change_known;
+}
+
+}  // namespace
+
+FileChange change_of(const struct stat& status) noexcept {
   const std::uint64_t words[4] = {status.st_dev, status.st_ino,
                                   static_cast<std::uint64_t>(status.st_ctim.tv_sec),
                                   static_cast<std::uint64_t>(status.st_ctim.tv_nsec)};
   return hash64({reinterpret_cast<const char*>(words), sizeof words});
 }
 
-}  // namespace
-
 bool has_only_own_changes(const LockFile& locks, int state) noexcept {
-  const std::uint64_t noted = locks.header().last_own_change.load(std::memory_order_seq_cst);
-  return noted != nothing_noted && noted == last_change(state);
+  const FileChange noted = locks.header().last_own_change.load(std::memory_order_seq_cst);
+  return noted != no_change_known && noted == last_change(state);
 }
 
 void note_own_changes(const LockFile& locks, int state) noexcept {
-  std::atomic<std::uint64_t>& noted = locks.header().last_own_change;
+  std::atomic<FileChange>& noted = locks.header().last_own_change;
+  FileChange change = last_change(state);
+  // Most changes are within one step of the clock, or to pages that have been changed already. A
+  // process that stores an older time after this load looks at the file afterwards, as below.
+  if (change == noted.load(std::memory_order_seq_cst)) return;
   // Again until nothing has changed meanwhile: otherwise, of two processes that note changes of
   // their own, the slower one could leave the older time.
-  for (std::uint64_t change = last_change(state); change != nothing_noted;) {
+  while (change != no_change_known) {
     noted.store(change, std::memory_order_seq_cst);
     std::atomic_thread_fence(std::memory_order_seq_cst);
-    const std::uint64_t next = last_change(state);
+    const FileChange next = last_change(state);
     if (next == change) return;
     change = next;
   }
 }
 
-OwnChange::OwnChange(const LockFile* locks, int state) noexcept : locks_(locks), state_(state) {
+OwnChange::OwnChange(const LockFile* locks, int state, FileChange last_change) noexcept
+    : locks_(locks), state_(state) {
   if (locks_ == nullptr) return;
   noted_before_ = locks_->header().last_own_change.load(std::memory_order_seq_cst);
-  was_own_ = has_only_own_changes(*locks_, state_);
+  // If it is another one, a poller may have noted a change since the caller asked.
+  was_own_ = (last_change != no_change_known && last_change == noted_before_) ||
+             has_only_own_changes(*locks_, state_);
 }
 
 OwnChange::~OwnChange() {
@@ -52,8 +59,8 @@ OwnChange::~OwnChange() {
   // Writers and pollers change the file at the same time. If this process met another one between
   // its change and its note, that one has noted meanwhile, or will note both changes.
   std::atomic_thread_fence(std::memory_order_seq_cst);
-  const std::uint64_t noted = locks_->header().last_own_change.load(std::memory_order_seq_cst);
-  if (was_own_ || (noted != noted_before_ && noted != nothing_noted))
+  const FileChange noted = locks_->header().last_own_change.load(std::memory_order_seq_cst);
+  if (was_own_ || (noted != noted_before_ && noted != no_change_known))
     note_own_changes(*locks_, state_);
 }
 

@@ -11,17 +11,24 @@
 // since the page went to the disk. The clock behind ctime advances by a few milliseconds at a time.
 #pragma once
 
+#include <sys/stat.h>
+
 #include <cstdint>
 
 #include "state/file/lock_file.h"
 
 namespace whycache {
 
+// Identifies the last change of a file.
+using FileChange = std::uint64_t;
+inline constexpr FileChange no_change_known = 0;
+FileChange change_of(const struct stat& status) noexcept;
+
 // Returns whether the file was last changed by whycache, as far as the lock file says. `state` is a
 // descriptor of the state file. One system call.
 bool has_only_own_changes(const LockFile& locks, int state) noexcept;
 // Notes the file's last change as whycache's own. The caller has verified the file, or knows its
-// whole content. Two system calls.
+// whole content. One system call if that is noted already, else two.
 void note_own_changes(const LockFile& locks, int state) noexcept;
 
 // Exists while this process changes the file, and then notes that, if the changes before were
@@ -29,8 +36,9 @@ void note_own_changes(const LockFile& locks, int state) noexcept;
 // does not.
 class OwnChange {
  public:
-  // `locks` may be null; then nothing is noted. Both outlive this.
-  OwnChange(const LockFile* locks, int state) noexcept;
+  // `locks` may be null; then nothing is noted. Both outlive this. `last_change` is that of the
+  // file a moment ago, and saves a system call.
+  OwnChange(const LockFile* locks, int state, FileChange last_change = no_change_known) noexcept;
   ~OwnChange();
   OwnChange(const OwnChange&) = delete;
   OwnChange& operator=(const OwnChange&) = delete;

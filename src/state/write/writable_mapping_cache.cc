@@ -1,5 +1,7 @@
 #include "state/write/writable_mapping_cache.h"
 
+#include <sys/stat.h>
+
 #include <cassert>
 
 #include "base/clock.h"
@@ -44,8 +46,13 @@ std::unique_ptr<WritableMapping> WritableMappingCache::take(const Mapping& curre
   }
   // The mapping holds its file open, so no other file can have the same inode number.
   if (mapping.inode() != current.inode() || mapping.device() != current.device()) return nullptr;
-  if (!is_open_file(mapping.descriptor(), mapping.device(), mapping.inode())) return nullptr;
-  mapping.refresh_usable_bytes();
+  struct stat status;
+  // The application may have closed the descriptor, and opened another file with its number.
+  if (::fstat(mapping.descriptor(), &status) != 0 || status.st_dev != mapping.device() ||
+      status.st_ino != mapping.inode())
+    return nullptr;
+  taken->last_change = change_of(status);
+  mapping.refresh_usable_bytes(static_cast<std::uint64_t>(status.st_size));
   // Another state, with another hash seed, may have been copied over the file.
   if (mapping.header().fixed.state_id != mapping.state_id() || !mapping.holds_whole_file())
     return nullptr;
@@ -54,12 +61,15 @@ std::unique_ptr<WritableMapping> WritableMappingCache::take(const Mapping& curre
 
 void WritableMappingCache::put(std::unique_ptr<WritableMapping> writable) noexcept {
   assert(writable != nullptr);
-  const bool is_limited = writable->is_space_limited || is_address_space_limited();
-  // The first write after a pause may have found the mapping of many pages. Calls to come unmap the
-  // rest.
-  if (is_limited || (!wrote_lately_ && unmap_for_a_while(*writable))) writable.reset();
-  // Taken after that: the next write must not seem late because of it.
-  last_write_time_ns_.store(boot_time_ns(), std::memory_order_relaxed);
+  std::int64_t now_ns = boot_time_ns();
+  const bool is_limited = writable->is_space_limited || is_space_limited(now_ns);
+  if (is_limited || !wrote_lately_) {
+    // The first write after a pause may have found the mapping of many pages. Calls to come unmap
+    // the rest.
+    if (is_limited || unmap_for_a_while(*writable)) writable.reset();
+    now_ns = boot_time_ns();  // the next write must not seem late because of it
+  }
+  last_write_time_ns_.store(now_ns, std::memory_order_relaxed);
   if (!writable) return;
   // take() has emptied the cache, under the same writer lock. But unmap_part(), which needs no
   // lock, may have put back what remains of another mapping.
@@ -81,6 +91,14 @@ bool WritableMappingCache::unmap_part() noexcept {
     static_cast<void>(taken.release());
   if (disabled_.load(std::memory_order_seq_cst)) unmap();
   return is_left;  // in use, as a whole
+}
+
+bool WritableMappingCache::is_space_limited(std::int64_t now_ns) noexcept {
+  if (now_ns - limit_time_ns_ >= idle_timeout_ns) {
+    is_space_limited_ = is_address_space_limited();
+    limit_time_ns_ = now_ns;
+  }
+  return is_space_limited_;
 }
 
 bool WritableMappingCache::is_idle() const noexcept {

@@ -10,6 +10,9 @@
 //   mapping of which a part is missing unmaps the rest.
 // - the file is replaced, or the cache is closed.
 //
+// It keeps none where address space is limited. A limit that is set later is found by the first
+// write that comes 100 ms after it.
+//
 // No process writes through it without the writer lock.
 #pragma once
 
@@ -25,6 +28,7 @@
 #include "base/file.h"
 #include "base/file_system.h"
 #include "state/file/mapping.h"
+#include "state/file/state_change.h"
 #include "state/write/change_ring_writer.h"
 
 namespace whycache {
@@ -40,6 +44,8 @@ struct WritableMapping {
   const bool can_share_blocks;
   // The process may not have as much address space as the state, or as much locked memory.
   const bool is_space_limited;
+  // Of the file, when it was taken from the cache.
+  FileChange last_change = no_change_known;
   // Part of it has been unmapped: it can only be unmapped further, and destroyed.
   bool is_being_unmapped = false;
   // The ring of recent changes; null until the first update is applied.
@@ -97,6 +103,7 @@ class WritableMappingCache {
 
  private:
   bool is_idle() const noexcept;
+  bool is_space_limited(std::int64_t now_ns) noexcept;
   // Returns false if a part is left for the next call.
   [[gnu::noinline]] bool unmap_part() noexcept;
 
@@ -113,9 +120,12 @@ class WritableMappingCache {
   // disable() stores it, then removes the pointer. put() and unmap_part() store the pointer, then
   // load it. All are seq_cst, so at least one of the two sees the store of the other.
   std::atomic<bool> disabled_{false};
-  // Whether the write under way began soon after the one before. Set by take(), used by put(), both
-  // under the writer lock.
+  // All under the writer lock.
+  // Whether the write under way began soon after the one before. Set by take(), used by put().
   bool wrote_lately_ = false;
+  // Whether address space was limited when the kernel was last asked, and when that was.
+  bool is_space_limited_ = false;
+  std::int64_t limit_time_ns_ = 0;
 };
 
 }  // namespace whycache
