@@ -38,7 +38,7 @@ HeldLock Appender::lock_and_follow(Backoff& backoff) {
   session_.state.switch_if_replaced(backoff.deadline());
   if (!store_asked_since(session_.state, boot_time_ns() - append_staleness_max_ns) ||
       !session_.state.usable() || !session_.has_followed() ||
-      !session_.has_seen_log(session_.state.info().log_uuid)) {
+      !session_.has_seen_log(session_.state.log_position().log_uuid)) {
     follow_before_write(session_, backoff);
   }
   return lock;
@@ -46,7 +46,7 @@ HeldLock Appender::lock_and_follow(Backoff& backoff) {
 
 UpdateId Appender::append(Draft& draft, Backoff& backoff, const Check& check) {
   for (;;) {
-    LogPosition position = position_of(session_.state.info());
+    LogPosition position = session_.state.log_position();
     // The state is looked at after its position was. If it has moved on, the next id is taken.
     if (check && has_log_guards(session_.state)) {
       const std::shared_ptr<const detail::Pin> pin = session_.state.pin();
@@ -62,7 +62,7 @@ std::optional<LogPosition> Appender::append_prepared(const Prepare& prepare, Bac
   const HeldLock appending = lock_and_follow(backoff);
   for (;;) {
     if (before_read) before_read();
-    const Uuid log_uuid = session_.state.info().log_uuid;
+    const Uuid log_uuid = session_.state.log_position().log_uuid;
     const std::shared_ptr<const detail::Pin> pin = session_.state.pin();
     const LogPosition position{log_uuid, pin->id(), pin->block().chain};
     std::optional<Draft> draft = prepare(pin);
@@ -98,7 +98,7 @@ bool Appender::try_append(const LogPosition& position, Draft& draft, Backoff& ba
   }
   follow_before_write(session_, backoff);
   // The log must show which update has the id.
-  if (session_.state.info().chain == position.chain && !backoff.pause()) {
+  if (session_.state.log_position().chain == position.chain && !backoff.pause()) {
     throw LogError(
         ErrorKind::unavailable,
         "log says that an id is taken but shows no update there, nothing was written: id=" +
@@ -208,7 +208,7 @@ bool Appender::apply_if_next(const LogPosition& position, const Update& update,
   const std::unique_ptr<StateWriter> writer =
       session_.state.begin_write(deadline, MappingPolicy::cache);
   report_recovery(session_, *writer);
-  const LogPosition now = position_of(writer->info());
+  const LogPosition now = writer->log_position();
   if (now.log_uuid != position.log_uuid) return false;
   if (now == position) {
     writer->apply(update);

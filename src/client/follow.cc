@@ -21,7 +21,7 @@ bool log_asked_since(const State& state, std::int64_t since_ns, std::int64_t now
 // Whether the state can be used and belongs to the log that this process has seen.
 bool has_state_of_seen_log(const Session& session) {
   try {
-    return session.state.usable() && session.has_seen_log(session.state.info().log_uuid);
+    return session.state.usable() && session.has_seen_log(session.state.log_position().log_uuid);
   } catch (const Error&) {  // another file has taken its place
     return false;
   }
@@ -88,7 +88,7 @@ void apply_page(Session& session, const LogPage& page, const LogPosition& positi
   if (page.row_count() == 0 || page.row(page.row_count() - 1).id <= position.id) return;
   const std::unique_ptr<StateWriter> writer = session.state.begin_write(deadline, mapping);
   report_recovery(session, *writer);
-  LogPosition now = position_of(writer->info());
+  LogPosition now = writer->log_position();
   // A writer applies what it appends, without asking the log. If its update is not the one on the
   // page, the next page shows why.
   if (!page.agrees_with(now)) return;
@@ -126,7 +126,7 @@ std::optional<RebuildCause> catch_up(Session& session, Backoff& backoff, Stalene
     if (match != HistoryMatch::matches) {
       // While the log was asked, a writer may have applied updates that make the page fit. Read
       // again: a state rebuilt without need could lack what is applied meanwhile.
-      if (position_of(session.state.info()) != position && !backoff.deadline().passed()) continue;
+      if (session.state.log_position() != position && !backoff.deadline().passed()) continue;
       if (match == HistoryMatch::replaced)
         check_may_replace(session, {info.log_uuid, info.log_name}, page.extent().uuid);
       refuse_empty_log(session, info, page.extent());

@@ -24,15 +24,6 @@
 
 namespace whycache {
 
-// The position of a state, or of one being built, in its log.
-struct LogPosition {
-  Uuid log_uuid{};
-  UpdateId id = 0;
-  std::uint64_t chain = 0;
-
-  friend bool operator==(const LogPosition&, const LogPosition&) = default;
-};
-
 inline LogPosition position_of(const StateInfo& info) {
   return {info.log_uuid, info.applied_id, info.chain};
 }

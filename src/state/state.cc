@@ -279,6 +279,12 @@ StateInfo State::info() const {
   return state_info(*mapping);
 }
 
+LogPosition State::log_position() const {
+  const std::shared_ptr<Mapping> mapping = files_->current_file.newest_mapping();
+  if (!mapping) throw Error(ErrorKind::unavailable, "no usable state: " + unusable_reason());
+  return whycache::log_position(*mapping);
+}
+
 UpdateId State::applied_id() const {
   {
     const ReadSection reading;

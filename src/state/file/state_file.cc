@@ -399,13 +399,18 @@ StateInfo state_info(const Mapping& mapping) {
   info.digest = {block.digest_low, block.digest_high};
   info.item_count = block.item_count;
   info.item_bytes = block.item_bytes;
-  const LogIdentity log = log_of(header.fixed);
+  LogIdentity log = log_of(header.fixed);
   info.log_uuid = log.uuid;
-  info.log_name = log.name;
+  info.log_name = std::move(log.name);
   info.state_id = state_id_of(header);
   info.superseded =
       (header.reclaim_generation.load(std::memory_order_acquire) & superseded_bit) != 0;
   return info;
+}
+
+LogPosition log_position(const Mapping& mapping) {
+  const PublishedBlock block = read_published(mapping.header());
+  return {log_uuid_of(mapping), block.id, block.chain};
 }
 
 }  // namespace whycache

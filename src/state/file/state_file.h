@@ -97,5 +97,7 @@ void check_may_be_replaced(const FileDescriptor& file, const StateOptions& optio
 
 // Facts about the newest update of one mapped file. Throws Error(corrupt).
 StateInfo state_info(const Mapping& mapping);
+// The part of it that a write needs, without the name of the log.
+LogPosition log_position(const Mapping& mapping);
 
 }  // namespace whycache

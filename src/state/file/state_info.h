@@ -16,6 +16,15 @@ struct LogIdentity {
   std::string name;
 };
 
+// The position of a state, or of one being built, in its log.
+struct LogPosition {
+  Uuid log_uuid{};
+  UpdateId id = 0;
+  std::uint64_t chain = 0;
+
+  friend bool operator==(const LogPosition&, const LogPosition&) = default;
+};
+
 struct StateOptions {
   std::string path;
   std::uint32_t mode = 0600;

@@ -85,6 +85,11 @@ StateInfo StateWriter::info() const {
   return state_info(mapping_);
 }
 
+LogPosition StateWriter::log_position() const {
+  check_not_forked();
+  return whycache::log_position(mapping_);
+}
+
 void StateWriter::apply(const Update& update) {
   check_not_forked();
   if (failed_)

@@ -34,6 +34,7 @@ class StateWriter {
   ~StateWriter();
 
   StateInfo info() const;
+  LogPosition log_position() const;
   // Applies update applied_id + 1, entirely or not at all. Throws Error(limit) if the state would
   // exceed state_bytes_max or the disk is full, Error(corrupt) if the file is damaged.
   void apply(const Update& update);
