@@ -430,21 +430,22 @@ void WriteQueue::wake_next_leader(NotifyingLock& lock) noexcept {
 }
 
 void WriteQueue::enqueue_and_wait(QueuedBatch& batch) {
-  const auto condition = std::make_shared<std::condition_variable>();
-  batch.condition = condition;
   NotifyingLock lock(mutex_);
+  // A writer that leads at once waits for no other.
+  if (has_leader_ || !queue_.empty()) batch.condition = std::make_shared<std::condition_variable>();
   queue_.push_back(&batch);
   while (!batch.done) {
     if (!has_leader_ && queue_.front() == &batch) {
       has_leader_ = true;
+      batch.condition = nullptr;  // its batch is done when it has led
       lock.release();
       commit_as_leader(batch);
       lock.reacquire();
     } else if (batch.in_group) {
-      lock.wait(*condition);  // the leader's deadline is not after ours
+      lock.wait(*batch.condition);  // the leader's deadline is not after ours
     } else if (const std::chrono::nanoseconds left = batch.backoff.deadline().next_wait();
                left.count() > 0) {
-      lock.wait(*condition, left);
+      lock.wait(*batch.condition, left);
     } else {
       remove_from_queue(batch);
       throw Error(ErrorKind::unavailable,

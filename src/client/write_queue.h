@@ -111,8 +111,8 @@ class WriteQueue {
     UpdateId id = 0;
     std::exception_ptr failure;
     AsyncWrite* async_write = nullptr;  // the write it is part of; null if its caller waits
-    // Its caller waits on it; null for an asynchronous write. Shared, since the thread that
-    // notifies it may do so after the caller has returned.
+    // Its caller waits on it; null for the leader and for an asynchronous write. Shared, since the
+    // thread that notifies it may do so after the caller has returned.
     std::shared_ptr<std::condition_variable> condition;
   };
   // A write whose caller does not wait for it. It stays at one address while it is queued.
