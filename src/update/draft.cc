@@ -16,6 +16,8 @@ namespace {
 std::string encode_fields(const Authorship& authorship) {
   const auto tag = [](UpdateTag of) { return static_cast<std::uint64_t>(of); };
   std::string fields;
+  constexpr std::size_t bytes_besides_texts = 64;
+  fields.reserve(bytes_besides_texts + authorship.writer_name.size() + authorship.note.size());
   append_number_field(fields, tag(UpdateTag::time_us),
                       static_cast<std::uint64_t>(authorship.time_us));
   if (authorship.writer_id != Uuid{}) {

@@ -124,6 +124,7 @@ void append_text_field(std::string& fields, std::uint64_t tag, std::string_view 
 
 inline std::string with_size_prefix(std::string_view bytes) {
   std::string sized;
+  sized.reserve(varint_bytes(bytes.size()) + bytes.size());
   append_varint(sized, bytes.size());
   sized += bytes;
   return sized;
