@@ -646,20 +646,25 @@ class BTreeWriter::TreeEdit {
   std::vector<NodeSize> sizes_;
 };
 
-BTreeWriter::BTreeWriter(NodeStore& nodes) : tree_edit_(std::make_unique<TreeEdit>(nodes)) {}
+BTreeWriter::BTreeWriter(NodeStore& nodes) : nodes_(nodes) {}
 BTreeWriter::~BTreeWriter() = default;
 
+BTreeWriter::TreeEdit& BTreeWriter::tree_edit() {
+  if (!tree_edit_) tree_edit_ = std::make_unique<TreeEdit>(nodes_);
+  return *tree_edit_;
+}
+
 NodeOffset BTreeWriter::insert(NodeOffset root, std::string_view key) {
-  return tree_edit_->apply(root, {&key, 1}, TreeEdit::Operation::insert);
+  return tree_edit().apply(root, {&key, 1}, TreeEdit::Operation::insert);
 }
 NodeOffset BTreeWriter::erase(NodeOffset root, std::string_view key) {
-  return tree_edit_->apply(root, {&key, 1}, TreeEdit::Operation::erase);
+  return tree_edit().apply(root, {&key, 1}, TreeEdit::Operation::erase);
 }
 NodeOffset BTreeWriter::insert_sorted(NodeOffset root, std::span<const std::string_view> keys) {
-  return tree_edit_->apply(root, keys, TreeEdit::Operation::insert);
+  return tree_edit().apply(root, keys, TreeEdit::Operation::insert);
 }
 NodeOffset BTreeWriter::erase_sorted(NodeOffset root, std::span<const std::string_view> keys) {
-  return tree_edit_->apply(root, keys, TreeEdit::Operation::erase);
+  return tree_edit().apply(root, keys, TreeEdit::Operation::erase);
 }
 
 }  // namespace whycache

@@ -42,6 +42,10 @@ class BTreeWriter {
 
  private:
   class TreeEdit;
+  TreeEdit& tree_edit();
+
+  NodeStore& nodes_;
+  // Created by the first change: most updates overwrite values of keys that are there.
   std::unique_ptr<TreeEdit> tree_edit_;
 };
 
