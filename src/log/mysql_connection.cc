@@ -93,10 +93,16 @@ MYSQL* create_handle() {
   return mysql_init(nullptr);
 }
 
-// For a thread that writes to a connection that the server may have closed.
-class SigpipeBlocker : ThreadSignalBlocker {
+// For a thread that writes to a connection that the server may have closed. Without TLS, the client
+// library sends so that the system raises no signal.
+class SigpipeBlocker {
  public:
-  SigpipeBlocker() : ThreadSignalBlocker(SIGPIPE) {}
+  explicit SigpipeBlocker(bool is_encrypted) {
+    if (is_encrypted) blocker_.emplace(SIGPIPE);
+  }
+
+ private:
+  std::optional<ThreadSignalBlocker> blocker_;
 };
 
 const char* null_if_empty(const std::string& text) { return text.empty() ? nullptr : text.c_str(); }
@@ -137,7 +143,7 @@ bool is_connection_lost(const MysqlFailure& failure) noexcept {
 MysqlConnection::MysqlConnection(const MysqlServer& server, std::chrono::milliseconds timeout)
     : mysql_(create_handle()) {
   if (mysql_ == nullptr) throw MysqlFailure{CR_OUT_OF_MEMORY, "out of memory"};
-  const SigpipeBlocker quietly;
+  const ThreadSignalBlocker quietly(SIGPIPE);  // whether there will be TLS is not known yet
   try {
     set_options(server, whole_seconds(timeout));
     const MysqlLogin login = server.login();
@@ -153,6 +159,7 @@ MysqlConnection::MysqlConnection(const MysqlServer& server, std::chrono::millise
     socket_ = std::make_shared<const FileDescriptor>(
         ::fcntl(static_cast<int>(mysql_get_socket(mysql_)), F_DUPFD_CLOEXEC, 0));
     if (!*socket_) throw MysqlFailure{CR_OUT_OF_MEMORY, "no file descriptor is left"};
+    is_encrypted_ = mysql_get_ssl_cipher(mysql_) != nullptr;
     set_session(timeout);
     read_variables();
   } catch (...) {
@@ -173,7 +180,7 @@ std::unique_ptr<MysqlConnection> connect_mysql(const MysqlServer& server,
 }
 
 MysqlConnection::~MysqlConnection() {
-  const SigpipeBlocker quietly;
+  const SigpipeBlocker quietly(is_encrypted_);
   for (const auto& [sql, statement] : statements_) mysql_stmt_close(statement);
   mysql_close(mysql_);
 }
@@ -285,7 +292,7 @@ bool MysqlConnection::is_alive() const noexcept {
   // records that the library handles later.
   pollfd polled{static_cast<int>(mysql_get_socket(mysql_)), POLLIN, 0};
   if (::poll(&polled, 1, 0) <= 0) return true;
-  if (mysql_get_ssl_cipher(mysql_) == nullptr) return false;
+  if (!is_encrypted_) return false;
   char byte;
   return ::recv(polled.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
 }
@@ -303,7 +310,7 @@ void MysqlConnection::abort_connection() noexcept {
 }
 
 MysqlRows MysqlConnection::query(const std::string& sql) {
-  const SigpipeBlocker quietly;
+  const SigpipeBlocker quietly(is_encrypted_);
   if (mysql_real_query(mysql_, sql.data(), sql.size()) != 0) throw_failure();
   MYSQL_RES* const result = mysql_use_result(mysql_);
   if (result == nullptr) {
@@ -322,14 +329,14 @@ void MysqlConnection::skip_results() {
 }
 
 std::uint64_t MysqlConnection::run(const std::string& sql) {
-  const SigpipeBlocker quietly;
+  const SigpipeBlocker quietly(is_encrypted_);
   if (mysql_real_query(mysql_, sql.data(), sql.size()) != 0) throw_failure();
   return mysql_affected_rows(mysql_);
 }
 
 std::uint64_t MysqlConnection::run(const std::string& sql,
                                    std::initializer_list<StatementValue> values) {
-  const SigpipeBlocker quietly;
+  const SigpipeBlocker quietly(is_encrypted_);
   MYSQL_STMT*& statement = statements_[sql];
   if (statement == nullptr) {
     MYSQL_STMT* const created = mysql_stmt_init(mysql_);

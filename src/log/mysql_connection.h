@@ -101,6 +101,7 @@ class MysqlConnection {
   std::map<std::string, std::string> variables_;
   std::size_t packet_bytes_max_ = 0;
   std::uint64_t server_id_ = 0;
+  bool is_encrypted_ = false;
   bool is_aborted_ = false;
 };
 

@@ -10,12 +10,15 @@
 #include <signal.h>
 
 #include <cerrno>
+#include <chrono>
+#include <cstdint>
 #include <cstdlib>
 #include <fstream>
 #include <functional>
 #include <string>
 #include <vector>
 
+#include "log/mysql_connection.h"
 #include "log/mysql_test_support.h"
 #include "log/root_tests.h"
 #include "log/setuid_program.h"
@@ -487,6 +490,35 @@ TEST_F(MysqlLogTls, lost_connection_leaves_sigpipe_handler_unchanged) {
     for (Log* log : {plain.get(), secure.get()}) {
       for (int i = 0; i < 3; ++i)
         require(thrown_error([&] { log->append(1, large); }).has_value(), "no server");
+    }
+  });
+  EXPECT_EQ(child.wait(), 0);
+}
+
+// To send on a socket whose other end is closed raises SIGPIPE, unless the call forbids it.
+TEST_F(MysqlLogTls, statement_on_dead_connection_without_tls_raises_no_signal) {
+  MariadbServer server;
+  Child child([&] {
+    ::signal(SIGPIPE, SIG_DFL);
+    MysqlServer place;
+    place.socket = server.socket();
+    place.user = "root";
+    MysqlConnection statement(place, std::chrono::seconds(5));
+    MysqlConnection query(place, std::chrono::seconds(5));
+    MysqlConnection prepared(place, std::chrono::seconds(5));
+    prepared.run("DO ?", {std::uint64_t{1}});
+    server.kill();
+    const std::vector<std::function<void()>> sends = {
+        [&] { statement.run("DO 1"); }, [&] { query.query("SELECT 1"); },
+        [&] { prepared.run("DO ?", {std::uint64_t{1}}); }};
+    for (const auto& send : sends) {
+      bool has_failed = false;
+      try {
+        send();
+      } catch (const MysqlFailure&) {
+        has_failed = true;
+      }
+      require(has_failed, "no server");
     }
   });
   EXPECT_EQ(child.wait(), 0);
