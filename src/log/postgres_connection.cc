@@ -215,6 +215,10 @@ class Parameters {
  public:
   explicit Parameters(const std::vector<PostgresValue>& values)
       : numbers_(values.size()), texts_(values.size()) {
+    types_.reserve(values.size());
+    values_.reserve(values.size());
+    sizes_.reserve(values.size());
+    formats_.reserve(values.size());
     for (std::size_t i = 0; i < values.size(); ++i) add(values[i], i);
   }
 

@@ -378,6 +378,7 @@ Error PostgresLog::error(const char* what, const PostgresFailure& failure, IfAns
 PostgresLog::PostgresLog(PostgresLogOptions options, IfMissing if_missing)
     : options_(std::move(options)),
       schema_(quoted_name(options_.schema)),
+      append_sql_(append_sql()),
       owner_fork_count_(fork_count()) {
   with_connection(IfAnswerLost::retry, "cannot open log",
                   [&](PostgresConnection& connection, const Deadline& deadline)
@@ -917,19 +918,21 @@ bool PostgresLog::wait_for_notification(UpdateId after, const Deadline& deadline
 
 // --- Writing. ---
 
+// Through a pooler, the transaction may reach another server than the one that was read.
+std::string PostgresLog::append_sql() const {
+  const std::string updates = table(updates_table);
+  return "INSERT INTO " + updates + " (instance, id, bytes) SELECT l.instance, $2, $3 FROM " +
+         table(logs_table) +
+         " AS l WHERE l.instance = $1 AND l.uuid = $4 AND l.base < $2 AND (l.base = $5 OR EXISTS "
+         "(SELECT 1 FROM " +
+         updates +
+         " AS before_it WHERE before_it.instance = $1 AND before_it.id = $5)) AND "
+         "pg_catalog.pg_postmaster_start_time() = $6 AND " +
+         PostgresConnection::settings_condition("$7") + " FOR SHARE OF l ON CONFLICT DO NOTHING";
+}
+
 Log::Appended PostgresLog::append(UpdateId id, std::string_view bytes) {
   check_update(id, bytes);
-  const std::string updates = table(updates_table);
-  // Through a pooler, the transaction may reach another server than the one that was read.
-  const std::string sql =
-      "INSERT INTO " + updates + " (instance, id, bytes) SELECT l.instance, $2, $3 FROM " +
-      table(logs_table) +
-      " AS l WHERE l.instance = $1 AND l.uuid = $4 AND l.base < $2 AND (l.base = $5 OR EXISTS "
-      "(SELECT 1 FROM " +
-      updates +
-      " AS before_it WHERE before_it.instance = $1 AND before_it.id = $5)) AND "
-      "pg_catalog.pg_postmaster_start_time() = $6 AND " +
-      PostgresConnection::settings_condition("$7") + " FOR SHARE OF l ON CONFLICT DO NOTHING";
   const bool inserted = with_connection(
       IfAnswerLost::uncertain, "cannot append update",
       [&](PostgresConnection& connection, const Deadline& deadline) WHYCACHE_REQUIRES(mutex_) {
@@ -939,7 +942,7 @@ Log::Appended PostgresLog::append(UpdateId id, std::string_view bytes) {
         const std::uint64_t expected_server = server_start_;
         const bool done =
             connection.run_with_settings(
-                {sql,
+                {append_sql_,
                  {Value::text(options_.instance), Value::number(id), Value::bytes(bytes),
                   Value::bytes(as_bytes(uuid_seen_)), Value::number(id - 1),
                   Value::time(expected_server), connection.settings_mark()}},

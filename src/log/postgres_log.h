@@ -167,6 +167,7 @@ class PostgresLog final : public Log {
   template <typename Database>
   friend bool rewrite_in_database(Database& database, UpdateId base, std::uint64_t base_chain,
                                   const NextPart& next_part);
+  std::string append_sql() const;
   void write_part(const LogMetadata& next, std::string_view part);
   void delete_unused_parts(const LogMetadata& next);
   bool switch_base(const LogMetadata& next);
@@ -174,7 +175,8 @@ class PostgresLog final : public Log {
 
   PostgresLogOptions options_;
   // The name of the schema, quoted.
-  std::string schema_;
+  const std::string schema_;
+  const std::string append_sql_;  // put together once, since each write needs it
   // fork_count() of the process that opened the log.
   std::uint64_t owner_fork_count_ = 0;
 
