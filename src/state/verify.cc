@@ -10,6 +10,7 @@
 #include "state/btree/check.h"
 #include "state/btree/cursor.h"
 #include "state/btree/mapped_nodes.h"
+#include "state/index/batch_lookup.h"
 #include "state/index/lookup.h"
 #include "state/overflow.h"
 
@@ -20,6 +21,8 @@ constexpr std::size_t faults_max = 20;
 constexpr std::uint64_t progress_interval = 65536;
 // Entries are prefetched this many words ahead.
 constexpr std::uint64_t prefetch_words = 64;
+// Keys whose entries are prefetched together.
+constexpr std::size_t keys_at_once = 32;
 
 // Loads of index words are relaxed: no process writes meanwhile.
 class StateVerifier {
@@ -304,21 +307,42 @@ class StateVerifier {
                " published items=" + std::to_string(block_.item_count));
       }
       BTreeCursor cursor(nodes);
-      for (cursor.seek(block_.key_index_root, {}); !cursor.at_end(); cursor.next()) {
-        const std::uint64_t hash = mapping_.hash_of(cursor.key());
-        if (look_up_everywhere(mapping_, hash, cursor.key(), applied_id_).status !=
-                LookupStatus::found &&
-            !report("key of the key index not found in the point index: key_bytes=" +
-                    std::to_string(cursor.key().size()))) {
-          return false;
+      cursor.seek(block_.key_index_root, {});
+      for (std::vector<std::string_view> keys; cursor.next_batch(keys, keys_at_once) > 0;) {
+        prefetch(keys);
+        for (const std::string_view key : keys) {
+          if (!verify_key(key)) return false;
         }
-        advance_progress();
       }
     } catch (const Error& error) {
       report(error.what());
       return false;
     }
     return true;
+  }
+
+  // Returns false if there are enough faults.
+  bool verify_key(std::string_view key) {
+    const LookupStatus status =
+        look_up_everywhere(mapping_, mapping_.hash_of(key), key, applied_id_).status;
+    if (status != LookupStatus::found &&
+        !report("key of the key index not found in the point index: key_bytes=" +
+                std::to_string(key.size()))) {
+      return false;
+    }
+    advance_progress();
+    return true;
+  }
+
+  // Neighbours in the key index are anywhere in the point index, so each would take two cache
+  // misses. Those of several keys overlap.
+  void prefetch(const std::vector<std::string_view>& keys) const {
+    const DirectoryCache* const cache =
+        mapping_.directory_cache(mapping_.header().index_directory.load(std::memory_order_acquire));
+    if (cache == nullptr) return;
+    BatchedLookup lookups[keys_at_once];
+    for (std::size_t i = 0; i < keys.size(); ++i) lookups[i].find_bucket(*cache, keys[i]);
+    for (std::size_t i = 0; i < keys.size(); ++i) lookups[i].find_entry(*cache);
   }
 
   // --- The allocator state ---

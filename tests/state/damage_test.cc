@@ -508,6 +508,21 @@ TEST_F(DamageTest, sampled_damage_to_mapped_file_is_harmless) {
   run_on_mapped_file(sample(big_damages(), 200));
 }
 
+TEST_F(DamageTest, check_reports_a_key_that_only_the_key_index_has) {
+  const TestState state(path_, small_options(path_));
+  const FileDescriptor file = open_file(path_, O_RDWR);
+  for (std::uint64_t segment = 1; segment < segment_count(); ++segment) {
+    if (descriptor(segment).kind != SegmentKind::nodes) continue;
+    const std::uint64_t begin = segment * segment_bytes;
+    const std::uint64_t end = begin + meaningful_bytes(descriptor(segment));
+    for (std::size_t at = pristine_.find("new", begin); at < end;
+         at = pristine_.find("new", at + 1))
+      put(file.number(), "nex", at);
+  }
+  EXPECT_EQ(state.check(), std::vector<std::string>{
+                               "key of the key index not found in the point index: key_bytes=3"});
+}
+
 // Another thread overwrites the file all the time.
 TEST_F(DamageTest, file_that_changes_constantly_never_crashes_its_reader) {
   SCOPED_TRACE(testing::seed_note());

@@ -1,6 +1,7 @@
 // The look-ups of several keys, step by step for all of them, so that their cache misses overlap.
-// For pinned reads only. The writer keeps whatever was in the index at or after the pinned update,
-// so what a step found there is still in place at the next step.
+// For pinned reads, and for a process that keeps others from writing. The writer keeps whatever was
+// in the index at or after the pinned update, so what a step found there is still in place at the
+// next step.
 #pragma once
 
 #include <cstddef>
