@@ -65,7 +65,8 @@ class Replay {
 std::string read_in_child(const std::string& path, const MarkedUpdates& updates, std::uint64_t seed,
                           MarkedRun& run) {
   const TestState state(path);
-  return read_until_stopped(*state, updates, seed, run);
+  // Readers that never pause would take the time of the writers that are to be killed.
+  return read_until_stopped(*state, updates, seed, run, std::chrono::microseconds(500));
 }
 
 std::string write_until_killed(const std::string& path, const MarkedUpdates& updates,

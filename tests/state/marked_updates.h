@@ -3,6 +3,8 @@
 #pragma once
 
 #include <atomic>
+#include <charconv>
+#include <chrono>
 #include <cstdint>
 #include <cstring>
 #include <map>
@@ -10,7 +12,7 @@
 #include <random>
 #include <string>
 #include <string_view>
-#include <unordered_map>
+#include <thread>
 #include <vector>
 
 #include "base/bytes.h"
@@ -19,13 +21,19 @@
 
 namespace whycache::testing {
 
-// Hash of the key, update id, hash of the filling: 8 bytes each. Then the filling.
+// The byte that fills the value of update `id`.
+inline char marked_filling(UpdateId id, std::size_t filling_bytes) {
+  return static_cast<char>('a' + (id + filling_bytes) % 26);
+}
+
+// Hash of the key, update id, hash of the id and of the filling's size: 8 bytes each. Then the
+// filling.
 inline std::string marked_value(std::string_view key, UpdateId id, std::size_t filling_bytes) {
-  std::string value(24 + filling_bytes, static_cast<char>('a' + (id + filling_bytes) % 26));
+  std::string value(24 + filling_bytes, marked_filling(id, filling_bytes));
   store_little_endian(value.data(), hash64(key));
   store_little_endian(value.data() + 8, id);
-  const std::string_view filling = std::string_view(value).substr(24);
-  store_little_endian(value.data() + 16, hash64(filling, id));
+  store_little_endian(value.data() + 16,
+                      hash64(std::string_view(value).substr(8, 8), filling_bytes));
   return value;
 }
 
@@ -34,7 +42,14 @@ inline std::optional<UpdateId> marked_id(std::string_view key, std::string_view 
   if (value.size() < 24 || load_little_endian<std::uint64_t>(value.data()) != hash64(key))
     return std::nullopt;
   const auto id = load_little_endian<std::uint64_t>(value.data() + 8);
-  if (load_little_endian<std::uint64_t>(value.data() + 16) != hash64(value.substr(24), id))
+  const std::string_view filling = value.substr(24);
+  if (load_little_endian<std::uint64_t>(value.data() + 16) !=
+      hash64(value.substr(8, 8), filling.size()))
+    return std::nullopt;
+  if (filling.empty()) return id;
+  // All bytes of the filling equal the first. To compare takes a fraction of the time of a hash.
+  if (filling.front() != marked_filling(id, filling.size()) ||
+      std::memcmp(filling.data(), filling.data() + 1, filling.size() - 1) != 0)
     return std::nullopt;
   return id;
 }
@@ -46,6 +61,7 @@ class MarkedUpdates {
  public:
   static constexpr unsigned pair_count = 16;
   static constexpr unsigned large_count = 4;
+  static constexpr unsigned growth_factor = 7919;
 
   MarkedUpdates(std::uint64_t seed, unsigned churn_count, unsigned growth_count)
       : seed_(seed), churn_count_(churn_count), growth_count_(growth_count) {}
@@ -55,9 +71,25 @@ class MarkedUpdates {
   }
   static std::string churn_key(unsigned number) { return "churn/" + std::to_string(number); }
   static std::string growth_key(unsigned number) {
-    return "grown/" + std::to_string(number * 7919);
+    return "grown/" + std::to_string(number * growth_factor);
   }
   static std::string large_key(unsigned number) { return "large/" + std::to_string(number); }
+
+  // Returns a number of its own for each key, less than key_count().
+  std::size_t index_of(std::string_view key) const {
+    std::size_t number = 0;
+    std::from_chars(key.data() + key.rfind('/') + 1, key.data() + key.size(), number);
+    switch (key.front()) {
+      case 'a': return number;
+      case 'z': return pair_count + number;
+      case 'l': return 2 * pair_count + number;
+      case 'c': return 2 * pair_count + large_count + number;
+      default: return 2 * pair_count + large_count + churn_count_ + number / growth_factor;
+    }
+  }
+  std::size_t key_count() const {
+    return 2 * pair_count + large_count + churn_count_ + growth_count_;
+  }
 
   // Returns one of the keys that updates may set.
   std::string random_key(std::mt19937_64& random) const {
@@ -135,7 +167,7 @@ class MarkedUpdates {
 class MarkedReader {
  public:
   MarkedReader(const State& state, const MarkedUpdates& updates, std::uint64_t seed)
-      : state_(state), updates_(updates), random_(seed) {}
+      : state_(state), updates_(updates), random_(seed), newest_ids_(updates.key_count()) {}
 
   // Does one read of a random kind. Returns its fault, or "".
   std::string check_once() {
@@ -150,7 +182,7 @@ class MarkedReader {
   std::uint64_t checked_count() const { return checked_count_; }
   // To be called when the state was rebuilt from update 0.
   void reset() {
-    newest_ids_.clear();
+    newest_ids_.assign(updates_.key_count(), 0);
     applied_id_ = 0;
   }
 
@@ -246,7 +278,7 @@ class MarkedReader {
              " bytes=" + std::to_string(value.size());
     if (*id > id_max)
       return "value of update " + std::to_string(*id) + " in view of " + std::to_string(id_max);
-    UpdateId& seen = newest_ids_[hash64(key)];
+    UpdateId& seen = newest_ids_.at(updates_.index_of(key));
     if (*id < seen)
       return "value of " + std::string(key) + " went back from " + std::to_string(seen) + " to " +
              std::to_string(*id);
@@ -258,7 +290,7 @@ class MarkedReader {
   const MarkedUpdates& updates_;
   std::mt19937_64 random_;
   std::string value_;
-  std::unordered_map<std::uint64_t, UpdateId> newest_ids_;
+  std::vector<UpdateId> newest_ids_;  // by index_of() of the key
   UpdateId applied_id_ = 0;
   std::uint64_t checked_count_ = 0;
 };
@@ -267,20 +299,32 @@ class MarkedReader {
 struct MarkedRun {
   std::atomic<bool> stop{false};
   std::atomic<std::uint64_t> reads{0};
+  // Readers that have done so many wait for the writer.
+  std::atomic<std::uint64_t> reads_max{UINT64_MAX};
   std::atomic<std::uint64_t> updates{0};
 };
 
-// Reads until `run.stop` is set. Returns the first fault, or "".
+// Reads until `run.stop` is set, and pauses after each 400 reads. Sets `run.stop` if there is a
+// fault, and returns it; otherwise "".
 inline std::string read_until_stopped(const State& state, const MarkedUpdates& updates,
-                                      std::uint64_t seed, MarkedRun& run) {
+                                      std::uint64_t seed, MarkedRun& run,
+                                      std::chrono::microseconds pause = {}) {
+  struct StopsOthers {
+    MarkedRun& run;
+    ~StopsOthers() { run.stop = true; }
+  };
+  const StopsOthers at_the_end{run};
   MarkedReader reader(state, updates, seed);
   std::uint64_t counted = 0;
   while (!run.stop.load(std::memory_order_relaxed)) {
-    for (int i = 0; i < 50; ++i) {
+    for (int i = 0; i < 400; ++i) {
       if (std::string fault = reader.check_once(); !fault.empty()) return fault;
     }
     run.reads += reader.checked_count() - counted;
     counted = reader.checked_count();
+    if (pause.count() > 0) std::this_thread::sleep_for(pause);
+    while (run.reads >= run.reads_max && !run.stop)
+      std::this_thread::sleep_for(std::chrono::microseconds(100));
   }
   return "";
 }

@@ -1,5 +1,5 @@
 // Readers beside a writer at full speed. They see no torn value, no half of an update, and never an
-// older update id than before. WHYCACHE_SECONDS for a longer run.
+// older update id than before. WHYCACHE_READER_ROUNDS=10 for ten times as many updates and reads.
 #include <gtest/gtest.h>
 
 #include <array>
@@ -34,16 +34,44 @@ UpdateId write_for(const TestState& state, const MarkedUpdates& updates,
   return id;
 }
 
+// How much is to be done at least, and with how many keys.
+struct ReadersPlan {
+  unsigned churn_count;
+  unsigned growth_count;
+  std::uint64_t updates;
+  std::uint64_t reads;
+};
+
+// Writes until the updates and the reads of the plan are done, or a reader has found a fault, but
+// for no longer than five minutes.
+// The readers do not run ahead: as many reads as there should be fall on each update.
+UpdateId write_beside_readers(const TestState& state, const MarkedUpdates& updates,
+                              const ReadersPlan& plan, MarkedRun& run) {
+  const auto end = Clock::now() + std::chrono::minutes(5);
+  UpdateId id = 0;
+  while ((id < plan.updates || run.reads < plan.reads) && !run.stop && Clock::now() < end) {
+    const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::deadline());
+    for (int i = 0; i < 20; ++i) {
+      id = updates.apply_next(*writer);
+      run.reads_max = plan.reads * id / plan.updates + 1;
+    }
+  }
+  EXPECT_GE(run.reads, plan.reads);
+  return id;
+}
+
 TEST(ReadersLong, processes_read_only_whole_updates_beside_a_writer) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
-  const auto seconds = testing::number_from_environment("WHYCACHE_SECONDS", 20);
+  const auto rounds = testing::number_from_environment("WHYCACHE_READER_ROUNDS", 1);
   // First few keys, so that space is reused all the time. Then many, so that the index grows and
   // shrinks.
-  for (const unsigned growth : {400U, 40'000U}) {
+  for (const ReadersPlan& plan :
+       {ReadersPlan{60, 400, 160'000 * rounds, 17'000'000 * rounds},
+        ReadersPlan{3'000, 40'000, 10'000 * rounds, 28'000'000 * rounds}}) {
     const TemporaryDirectory directory("/dev/shm");
     const std::string path = directory.file("read.state");
-    const MarkedUpdates updates(random(), growth == 400 ? 60 : 3000, growth);
+    const MarkedUpdates updates(random(), plan.churn_count, plan.growth_count);
     const TestState state(path);
     const SharedWithChildren<MarkedRun> run;
     std::vector<std::unique_ptr<ChildProcess>> readers;
@@ -56,7 +84,7 @@ TEST(ReadersLong, processes_read_only_whole_updates_beside_a_writer) {
           },
           890));
     }
-    const UpdateId id = write_for(state, updates, std::chrono::milliseconds(seconds * 500));
+    const UpdateId id = write_beside_readers(state, updates, plan, *run);
     run->stop = true;
     std::uint64_t bad = 0;
     for (const auto& reader : readers) {
@@ -68,8 +96,8 @@ TEST(ReadersLong, processes_read_only_whole_updates_beside_a_writer) {
     std::printf(
         "readers=4 growth_keys=%u updates=%lu checked_reads=%lu bad=%lu reclaim_generation=%lu "
         "file_bytes=%lu index_pages=%lu\n",
-        growth, id, run->reads.load(), bad, inspection.reclaim_generation, inspection.file_bytes,
-        inspection.index_pages);
+        plan.growth_count, id, run->reads.load(), bad, inspection.reclaim_generation,
+        inspection.file_bytes, inspection.index_pages);
     EXPECT_EQ(state.check(), std::vector<std::string>{});
   }
 }
