@@ -100,10 +100,11 @@ std::optional<std::string> read_payload(const std::string& path, FileKind kind,
   if (header.substr(0, magic.size()) != magic)
     throw corrupt_file_error("not a file of a whycache log", path);
   if (header[8] != format_version) {
+    const auto found_version = static_cast<unsigned char>(header[8]);
     const std::string message =
         "file of the log has a format this version does not know: path=" + path +
-        " format=" + std::to_string(header[8]);
-    const bool is_newer = header[8] > format_version;
+        " format=" + std::to_string(found_version);
+    const bool is_newer = found_version > format_version;
     throw Error(ErrorKind::corrupt, message + (is_newer ? upgrade_hint : file_restore_hint));
   }
   const auto found_number = load_little_endian<std::uint64_t>(&header[16]);
