@@ -221,6 +221,8 @@ TEST_F(LockQueueTest, append_lock_is_not_taken_past_a_process_that_waits) {
   // and one that takes the next place at the gate before the first one gets the lock,
   held.reset();
   EXPECT_EQ(waiter.wait(), "");
+  // (the next one that passes the gate finds that none waits)
+  EXPECT_TRUE(state_->try_lock(StateLock::append));
   EXPECT_EQ(header_->append_is_awaited, 0U);
   ASSERT_TRUE(try_lock_byte(file.number(), append_gate));
   header_->append_is_awaited = 1;
@@ -230,6 +232,24 @@ TEST_F(LockQueueTest, append_lock_is_not_taken_past_a_process_that_waits) {
   // and finds out if it has died.
   EXPECT_TRUE(state_->try_lock(StateLock::append));
   EXPECT_EQ(header_->append_is_awaited, 0U);
+}
+
+// As with a process of a version that always passes the gate, and does not say that it waits.
+TEST_F(LockQueueTest, append_lock_is_not_taken_past_one_that_sleeps_without_saying_so) {
+  const FileDescriptor file = open_file(path_ + ".lock", O_RDWR);
+  ASSERT_TRUE(try_lock_byte(file.number(), append_gate));
+  for (const std::uint64_t byte : {std::uint64_t{2}, append_gate}) {
+    header_->waiters[byte] = 1;
+    EXPECT_FALSE(state_->try_lock(StateLock::append)) << byte;
+    header_->waiters[byte] = 0;
+  }
+  header_->append_is_awaited = 0;
+  // A process that is woken does not sleep any more, and has not got the lock yet.
+  std::optional<HeldLock> held = state_->try_lock(StateLock::append);
+  ASSERT_TRUE(held);
+  header_->waiters[2] = 1;
+  held.reset();
+  EXPECT_EQ(header_->append_is_awaited, 1U);
 }
 
 TEST_F(LockQueueTest, process_stopped_at_the_gate_does_not_block_others) {

@@ -42,9 +42,11 @@ struct LockFileHeader {
   // Either the first one sees the new value, or the second one the change.
   std::atomic<std::uint64_t> last_own_change;
   // 1 if a process may be waiting for StateLock::append, or at its gate (lock_queue.h). A process
-  // takes the lock without passing the gate only if this is 0. Waiters store 1 each time they try;
-  // the process that has passed the gate stores 0 once it has the lock. If it dies before that, the
-  // next one that passes the gate does. Relaxed: a hint, which protects nothing.
+  // takes the lock without passing the gate only if this is 0, and no process seems to sleep until
+  // either is unlocked. Waiters store 1 each time they try, and so does the process that unlocks it
+  // and wakes one. The process that has passed the gate stores 0 once it has the lock or gives up.
+  // If it dies before that, the next one that passes the gate does. Relaxed: a hint, which protects
+  // nothing.
   std::atomic<std::uint32_t> append_is_awaited;
   std::uint32_t reserved[43];
   // For each of the bytes 0 to 15: 1 if a process may be asleep until it is unlocked (a futex,

@@ -61,7 +61,7 @@ class LockByte {
       for (bool taken = try_take();; taken = try_take()) {
         if (taken) {
           // Only one waiter was woken, and the word is 0 now. Have the next release wake another.
-          // Relaxed: this thread loads it, in release().
+          // Relaxed: this thread loads it, in wake_one().
           waiters_.store(may_have_waiters, std::memory_order_relaxed);
           return true;
         }
@@ -73,16 +73,21 @@ class LockByte {
     return false;
   }
 
-  void release() const noexcept {
-    unlock_byte(file_, number_);
-    wake_one();
+  void unlock() const noexcept { unlock_byte(file_, number_); }
+
+  // Whether a process may be asleep on the word.
+  bool may_have_sleepers() const noexcept {
+    return waiters_.load(std::memory_order_relaxed) != no_waiters;
   }
 
-  void wake_one() const noexcept {
+  // `before_waking` is called if a waiter is woken.
+  template <typename Call>
+  void wake_one(const Call& before_waking) const noexcept {
     // Between the unlock and the load: see acquire_until().
     std::atomic_thread_fence(std::memory_order_seq_cst);
-    if (waiters_.load(std::memory_order_relaxed) != no_waiters &&
+    if (may_have_sleepers() &&
         waiters_.exchange(no_waiters, std::memory_order_seq_cst) != no_waiters) {
+      before_waking();
       ::syscall(SYS_futex, &waiters_, FUTEX_WAKE, 1, nullptr, nullptr, 0);
     }
   }
@@ -109,7 +114,9 @@ class Gate {
   Gate(const Gate&) = delete;
   Gate& operator=(const Gate&) = delete;
   ~Gate() {
-    if (held_) byte_.release();
+    if (!held_) return;
+    byte_.unlock();
+    byte_.wake_one([] {});
   }
 
   bool try_pass() { return held_ = byte_.try_acquire(); }
@@ -132,16 +139,30 @@ bool acquire_through_gate(const LockFile& file, const LockByte& lock, const Dead
     return false;
   });
   if (!passed || taken) return taken;
-  is_awaited.store(1, std::memory_order_relaxed);
-  taken = lock.acquire_until(deadline, [&] { return lock.try_acquire(); });
+  taken = lock.acquire_until(deadline, [&] {
+    is_awaited.store(1, std::memory_order_relaxed);
+    return lock.try_acquire();
+  });
   is_awaited.store(0, std::memory_order_relaxed);
   return taken;
 }
 
-// Where no process waits, the gate would only cost two system calls.
+// Where no process waits, the gate would only cost two system calls. A process with a version of
+// the library that does not store append_is_awaited, and always passes the gate, is seen by the
+// words that it sleeps on.
 bool acquire_append(const LockFile& file, const LockByte& lock, const Deadline& deadline) {
-  const bool is_awaited = file.header().append_is_awaited.load(std::memory_order_relaxed) != 0;
+  const bool is_awaited = file.header().append_is_awaited.load(std::memory_order_relaxed) != 0 ||
+                          lock.may_have_sleepers() ||
+                          LockByte(file, append_gate_byte).may_have_sleepers();
   return (!is_awaited && lock.try_acquire()) || acquire_through_gate(file, lock, deadline);
+}
+
+// Wakes the next waiter. Until it has the lock, its word says nothing, so that of all does.
+void wake_next(const LockFile& file, const LockByte& lock, StateLock which) noexcept {
+  lock.wake_one([&] {
+    if (which == StateLock::append)
+      file.header().append_is_awaited.store(1, std::memory_order_relaxed);
+  });
 }
 
 }  // namespace
@@ -153,11 +174,13 @@ bool wait_for_lock(const LockFile& file, StateLock which, const Deadline& deadli
 }
 
 void wake_next_waiter(const LockFile& file, StateLock which) noexcept {
-  LockByte(file, byte_of(which)).wake_one();
+  wake_next(file, LockByte(file, byte_of(which)), which);
 }
 
 void release_lock(const LockFile& file, StateLock which) noexcept {
-  LockByte(file, byte_of(which)).release();
+  const LockByte lock(file, byte_of(which));
+  lock.unlock();
+  wake_next(file, lock, which);
 }
 
 }  // namespace whycache
