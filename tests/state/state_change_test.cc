@@ -118,6 +118,24 @@ TEST_P(StateChange, own_changes_are_noted) {
   EXPECT_TRUE(is_noted()) << "an update that failed";
 }
 
+// Such a write does not look at the file again: it has kept its mapping.
+TEST_P(StateChange, write_that_follows_another_soon_does_not_excuse_a_change_by_others) {
+  TestState state(path_);
+  for (int i = 0; i < 1000 && !state->has_cached_mapping(); ++i)
+    state.apply({{"key", std::to_string(i)}});
+  ASSERT_TRUE(state->has_cached_mapping());
+  pass_clock_step();
+  const FileDescriptor file = open_file(path_, O_RDWR);
+  const std::string bytes = contents();
+  const std::size_t at = bytes.find("before");
+  ASSERT_EQ(::pwrite(file.number(), "after!", 6, static_cast<off_t>(at)), 6);
+  ASSERT_FALSE(is_noted());
+  pass_clock_step();
+  // It has to come within a tenth of a second, or the mapping is not kept.
+  state.apply({{"key", "3"}});
+  EXPECT_FALSE(is_noted());
+}
+
 TEST_P(StateChange, torn_copy_put_back_in_place_is_not_used) {
   put_back(torn_copy());
   const std::unique_ptr<State> opened = open();

@@ -26,6 +26,7 @@ std::unique_ptr<WritableMapping> take_or_map(const StateOptions& options, const 
   if (writable->can_share_blocks) {
     if (const int error = unshare_blocks(mapping.descriptor(), mapping.usable_bytes()))
       throw system_error("cannot give the state file blocks of its own", options.path, error);
+    writable->last_change = no_change_known;  // that took time, in which another program may write
   }
   return writable;
 }
