@@ -1,10 +1,11 @@
-// A lock for sections of some nanoseconds that are entered very often: one atomic instruction takes
-// it, and a plain store releases it, where a mutex needs an atomic instruction for both.
+// A lock for sections that mostly take some nanoseconds, and are entered very often: one atomic
+// instruction takes it, and a plain store releases it, where a mutex needs an atomic instruction
+// for both.
 //
-// The price is that waiting threads are not woken. They look again: a hundred times at once, then
-// after pauses of up to a millisecond, in which a holder that was preempted can run: a
-// test-and-test-and-set lock with backoff (M. Herlihy, N. Shavit, "The Art of Multiprocessor
-// Programming", chapter 7), as in folly::MicroSpinLock.
+// The price is that waiting threads are not woken. They look again: a hundred times, then after a
+// pause, in which a holder that was preempted can run, and so on with pauses of up to a
+// millisecond. It is a test-and-test-and-set lock with backoff (M. Herlihy, N. Shavit, "The Art of
+// Multiprocessor Programming", chapter 7), as folly::MicroSpinLock.
 #pragma once
 
 #include <algorithm>
@@ -29,17 +30,16 @@ class WHYCACHE_THREAD_ANNOTATION(capability("mutex")) SpinLock {
 
  private:
   [[gnu::noinline]] void wait() noexcept {
-    constexpr int looks_without_pause = 100;
+    constexpr int looks = 100;
     constexpr std::chrono::microseconds longest_pause{1000};
-    std::chrono::microseconds pause{20};
-    for (int look = 0;; ++look) {
-      // A load keeps the cache line shared among those who wait.
-      if (!taken_.load(std::memory_order_relaxed) &&
-          !taken_.exchange(true, std::memory_order_acquire))
-        return;
-      if (look < looks_without_pause) continue;
+    for (std::chrono::microseconds pause{20};; pause = std::min(2 * pause, longest_pause)) {
+      for (int look = 0; look < looks; ++look) {
+        // A load keeps the cache line shared among those who wait.
+        if (!taken_.load(std::memory_order_relaxed) &&
+            !taken_.exchange(true, std::memory_order_acquire))
+          return;
+      }
       std::this_thread::sleep_for(pause);
-      pause = std::min(2 * pause, longest_pause);
     }
   }
 

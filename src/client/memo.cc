@@ -24,7 +24,8 @@ namespace {
 constexpr unsigned shard_count_log2 = 4;
 constexpr std::size_t shard_count = 1 << shard_count_log2;
 
-// A hit holds the lock for a search of a table and the copy of a pointer.
+// A hit holds the lock for a search of the table and the copy of a pointer. A new entry also holds
+// it while the table grows, or while the hand looks for one to replace.
 struct alignas(64) MemoShard {
   SpinLock lock;
   MemoEntries entries WHYCACHE_GUARDED_BY(lock);
@@ -89,25 +90,16 @@ class MemoTable::Impl {
     const State& state = CacheInternal::state(cache_);
     // First: the version that is found is then of this position or a later one.
     const StatePosition position = reading([&] { return state.position(); });
-    EntryVersion present;
-    std::optional<bool> is_present;
+    bool is_known = false;
     {
       const SpinLockGuard guard(shard.lock);
       MemoEntry* const entry = shard.entries.find(wanted.hash, key);
-      if (entry == nullptr) {
-        is_present = false;
-      } else if (entry->checked == position) {
-        return use(shard, *entry);
-      } else {
-        is_present = state.try_find_version(key, present);
-        if (is_present == true && is_of(*entry, present)) {
-          entry->checked = position;
-          return use(shard, *entry);
-        }
-      }
+      is_known = entry != nullptr;
+      if (is_known && entry->checked == position) return use(shard, *entry);
     }
-    // Without the lock: this read may wait for the cache to be opened again.
-    if (!is_present && state.find_version(key, present)) {
+    // Without the lock: this read may wait for a disk, or for the cache to be opened again.
+    EntryVersion present;
+    if (is_known && state.find_version(key, present)) {
       const SpinLockGuard guard(shard.lock);
       MemoEntry* const entry = shard.entries.find(wanted.hash, key);
       if (entry != nullptr && is_of(*entry, present)) {
