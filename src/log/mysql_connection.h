@@ -63,6 +63,7 @@ class MysqlConnection {
   void limit_statements(std::chrono::milliseconds deadline);
   // Whether the connection was not closed while it was idle. Takes no round trip.
   bool is_alive() const noexcept;
+  bool is_encrypted() const noexcept { return is_encrypted_; }
   // Closes it at once, without telling the server.
   void abort_connection() noexcept;
 

@@ -507,6 +507,8 @@ TEST_F(MysqlLogTls, statement_on_dead_connection_without_tls_raises_no_signal) {
     MysqlConnection query(place, std::chrono::seconds(5));
     MysqlConnection prepared(place, std::chrono::seconds(5));
     prepared.run("DO ?", {std::uint64_t{1}});
+    for (MysqlConnection* const connection : {&statement, &query, &prepared})
+      require(!connection->is_encrypted(), "no TLS");
     server.kill();
     const std::vector<std::function<void()>> sends = {
         [&] { statement.run("DO 1"); }, [&] { query.query("SELECT 1"); },
