@@ -30,10 +30,10 @@ class WHYCACHE_THREAD_ANNOTATION(capability("mutex")) SpinLock {
 
  private:
   [[gnu::noinline]] void wait() noexcept {
-    constexpr int looks = 100;
-    constexpr std::chrono::microseconds longest_pause{1000};
-    for (std::chrono::microseconds pause{20};; pause = std::min(2 * pause, longest_pause)) {
-      for (int look = 0; look < looks; ++look) {
+    constexpr int looks_max = 100;
+    constexpr std::chrono::microseconds pause_max{1000};
+    for (std::chrono::microseconds pause{20};; pause = std::min(2 * pause, pause_max)) {
+      for (int look = 0; look < looks_max; ++look) {
         // A load keeps the cache line shared among those who wait.
         if (!taken_.load(std::memory_order_relaxed) &&
             !taken_.exchange(true, std::memory_order_acquire))

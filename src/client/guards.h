@@ -17,6 +17,7 @@
 #include <whycache/view.h>
 
 #include "state/state.h"
+#include "update/update.h"
 
 namespace whycache {
 
@@ -30,8 +31,6 @@ inline bool has_guards(const Guards& guards) {
 }
 
 // --- The guards of the log ---
-
-inline bool is_erase(const Change& change) { return change.kind == Change::Kind::erase; }
 
 // Throws Error(refused) if the changes erase the guards of the log, Error(invalid) if they replace
 // them by something else.

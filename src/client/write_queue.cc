@@ -120,8 +120,7 @@ std::vector<WriteQueue::QueuedBatch> WriteQueue::split_into_batches(std::span<co
   };
   std::vector<QueuedBatch> batches;
   batches.push_back(new_batch());
-  const std::size_t bytes = byte_count(changes);
-  if (bytes < bytes_max) batches.back().draft.reserve(changes.size(), bytes);
+  if (byte_count(changes) < bytes_max) batches.back().draft.reserve(changes);
   std::size_t first = 0;
   const auto close_batch = [&](std::size_t end) {
     QueuedBatch& batch = batches.back();

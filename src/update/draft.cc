@@ -44,6 +44,15 @@ void check_change(const Change& change) {
   }
 }
 
+std::uint64_t key_size_and_kind(const Change& change) {
+  return change.key.size() << 1 | (is_erase(change) ? 1 : 0);
+}
+
+std::size_t encoded_bytes(const Change& change) {
+  return varint_bytes(key_size_and_kind(change)) + change.key.size() +
+         (is_erase(change) ? 0 : varint_bytes(change.value.size()) + change.value.size());
+}
+
 }  // namespace
 
 Draft::Draft(const Authorship& authorship, bool erases_all)
@@ -53,20 +62,18 @@ std::size_t Draft::uncompressed_bytes() const {
   return common_header_bytes + fields_.size() + varint_bytes(change_count_) + changes_.size();
 }
 
-void Draft::reserve(std::size_t count, std::size_t bytes) {
-  constexpr std::size_t sizes_bytes = 5;  // of most changes: the two varints
-  changes_.reserve(bytes + count * sizes_bytes);
+void Draft::reserve(std::span<const Change> changes) {
+  std::size_t bytes = 0;
+  for (const Change& change : changes) bytes += encoded_bytes(change);
+  changes_.reserve(bytes);
 }
 
 bool Draft::add(const Change& change, std::size_t bytes_max) {
   check_change(change);
   if (is_finished_) throw Error(ErrorKind::invalid, "a finished draft takes no more changes");
 
-  const bool erases = change.kind == Change::Kind::erase;
-  const std::uint64_t key_size_and_kind = change.key.size() << 1 | (erases ? 1 : 0);
-  const std::size_t change_bytes =
-      varint_bytes(key_size_and_kind) + change.key.size() +
-      (erases ? 0 : varint_bytes(change.value.size()) + change.value.size());
+  const bool erases = is_erase(change);
+  const std::size_t change_bytes = encoded_bytes(change);
   const std::size_t count_growth = varint_bytes(change_count_ + 1) - varint_bytes(change_count_);
   if (change_count_ == element_count_max ||
       uncompressed_bytes() + count_growth + change_bytes > bytes_max)
@@ -74,7 +81,7 @@ bool Draft::add(const Change& change, std::size_t bytes_max) {
 
   const std::size_t begin = changes_.size();
   changes_.resize(begin + change_bytes);
-  char* to = store_varint(changes_.data() + begin, key_size_and_kind);
+  char* to = store_varint(changes_.data() + begin, key_size_and_kind(change));
   to = std::copy(change.key.begin(), change.key.end(), to);
   if (!erases) {
     to = store_varint(to, change.value.size());

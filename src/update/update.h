@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -59,6 +60,8 @@ struct UpdateHeader {
 // Returns id and chain as the bytes state them, or nullopt if the bytes cannot be an update.
 std::optional<UpdateHeader> peek_header(std::string_view bytes);
 
+inline bool is_erase(const Change& change) { return change.kind == Change::Kind::erase; }
+
 // An update that has no id yet. It encodes and compresses the changes once. seal() adds id and
 // chain, for each attempt to append.
 class Draft {
@@ -70,8 +73,8 @@ class Draft {
   // `bytes_max` bytes before compression, or 2^20 changes. Throws Error(invalid) if the key is
   // empty or too long, Error(limit) if the value is too large.
   bool add(const Change& change, std::size_t bytes_max);
-  // Allocates memory for changes whose keys and values have `bytes` bytes together.
-  void reserve(std::size_t count, std::size_t bytes);
+  // Allocates the memory that add() of these changes takes.
+  void reserve(std::span<const Change> changes);
   std::size_t change_count() const { return change_count_; }
   // Returns the current size of the sealed update before compression.
   std::size_t uncompressed_bytes() const;

@@ -1,6 +1,7 @@
 #include "update/update.h"
 
 #include <gtest/gtest.h>
+#include <zstd.h>
 
 #include <random>
 #include <set>
@@ -9,6 +10,7 @@
 
 #include "support/seed.h"
 #include "support/thrown_error.h"
+#include "update/compression.h"
 #include "update/samples.h"
 
 namespace whycache {
@@ -50,18 +52,23 @@ TEST(Update, decoded_update_equals_its_draft) {
 }
 
 TEST(Update, draft_decodes_what_it_has_sealed_for_each_id) {
-  const std::string value(100'000, 'x');
-  Draft draft(testing::full_authorship());
-  draft.reserve(2, value.size() + 2);
-  EXPECT_TRUE(draft.add(Change::set("a", value), no_bytes_max));
-  EXPECT_TRUE(draft.add(Change::erase("b"), no_bytes_max));
-  for (const UpdateId id : {7U, 8U}) {
-    draft.seal(id, 1234);
-    Update update;
-    draft.decode_sealed(update);
-    EXPECT_EQ(update.id, id);
-    EXPECT_EQ(update.chain, draft.chain());
-    EXPECT_EQ(update.changes, (std::vector<Change>{Change::set("a", value), Change::erase("b")}));
+  SCOPED_TRACE(testing::seed_note());
+  std::mt19937_64 random(testing::test_seed());
+  const std::string noise = testing::random_bytes(random, 100'000);  // not compressed
+  for (const std::string& value : {std::string(100'000, 'x'), noise}) {
+    const std::vector<Change> changes = {Change::set(std::string(100, 'k'), value),
+                                         Change::erase("b")};
+    Draft draft(testing::full_authorship());
+    draft.reserve(changes);
+    for (const Change& change : changes) EXPECT_TRUE(draft.add(change, no_bytes_max));
+    for (const UpdateId id : {7U, 8U}) {
+      draft.seal(id, 1234);
+      Update update;
+      draft.decode_sealed(update);
+      EXPECT_EQ(update.id, id);
+      EXPECT_EQ(update.chain, draft.chain());
+      EXPECT_EQ(update.changes, changes);
+    }
   }
 }
 
@@ -183,6 +190,35 @@ double compressed_share(const std::string& value) {
   decode_update(bytes, update);
   EXPECT_EQ(update.changes.at(0).value, value);
   return static_cast<double>(bytes.size()) / static_cast<double>(value.size());
+}
+
+TEST(Update, bytes_that_look_random_are_compressed_by_a_faster_level) {
+  SCOPED_TRACE(testing::seed_note());
+  std::mt19937_64 random(testing::test_seed());
+  const auto frame_of_level = [](const std::string& bytes, int level) {
+    std::string frame(ZSTD_compressBound(bytes.size()), '\0');
+    frame.resize(ZSTD_compress(frame.data(), frame.size(), bytes.data(), bytes.size(), level));
+    return frame;
+  };
+  std::string noise;
+  std::string text;
+  for (int i = 0; i < 1'000; ++i) {
+    const std::string number = std::to_string(i);
+    noise += "key/" + std::string(11 - number.size(), '0') + number +
+             testing::random_bytes(random, 92) + std::string(8, '\0');
+    for (int k = 0; k < 100; ++k) text += "0123456789abcdef"[random() % 16];
+  }
+  std::string compressed;
+  ASSERT_TRUE(append_compressed(compressed, noise));
+  EXPECT_EQ(compressed, frame_of_level(noise, -4));
+  ASSERT_NE(compressed, frame_of_level(noise, 1));
+  compressed.clear();
+  ASSERT_TRUE(append_compressed(compressed, text));
+  EXPECT_EQ(compressed, frame_of_level(text, 1));
+  // Too short for a sample.
+  compressed.clear();
+  ASSERT_TRUE(append_compressed(compressed, noise.substr(0, 10'000)));
+  EXPECT_EQ(compressed, frame_of_level(noise.substr(0, 10'000), 1));
 }
 
 TEST(Update, repetitions_of_random_bytes_are_compressed) {

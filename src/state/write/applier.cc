@@ -134,6 +134,8 @@ void Applier::apply(const Update& update) {
   last_changes_.find(update.changes, hashes_);
   for (std::size_t i = 0; i < std::min(count, prefetch_distance); ++i)
     point_index_.prefetch(hashes_[i]);
+  for (std::size_t i = 0; i < std::min(count, entry_prefetch_distance); ++i)
+    prefetch_entry(hashes_[i]);
   for (std::size_t i = 0; i < count; ++i) {
     if (i + prefetch_distance < count) point_index_.prefetch(hashes_[i + prefetch_distance]);
     if (i + entry_prefetch_distance < count) prefetch_entry(hashes_[i + entry_prefetch_distance]);

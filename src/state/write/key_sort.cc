@@ -31,12 +31,14 @@ void KeySort::sort(std::vector<KeyChange>& changes) {
   }
   const std::size_t prefix_bytes = prefix_bytes_of_all(changes);
   heads_.clear();
+  heads_.reserve(changes.size());
   for (std::size_t i = 0; i < changes.size(); ++i)
     heads_.push_back({head_of(changes[i].key.substr(prefix_bytes)), i});
   sort_heads();
   unsorted_.swap(changes);
   changes.clear();
   for (const Head& head : heads_) changes.push_back(unsorted_[head.index]);
+  unsorted_.clear();
   // Keys with the same head have to be compared.
   for (std::size_t first = 0; first < heads_.size();) {
     std::size_t end = first + 1;
