@@ -187,11 +187,12 @@ class MemoTable::Impl {
       if (std::shared_ptr<const void> last = keep_last_good(shard, key, version)) return last;
       throw;
     }
-    store(all, shard, key.hash,
-          std::unique_ptr<MemoEntry>(new MemoEntry{.key = std::string(key.bytes),
-                                                   .object = object,
-                                                   .checked = {version.state_id, pin->id()},
-                                                   .version = version}));
+    auto entry = std::make_unique<MemoEntry>();
+    entry->key = key.bytes;
+    entry->object = object;
+    entry->checked = {version.state_id, pin->id()};
+    entry->version = version;
+    store(all, shard, key.hash, std::move(entry));
     return object;
   }
 

@@ -19,8 +19,9 @@ using detail::MemoEntries;
 using detail::MemoEntry;
 
 std::unique_ptr<MemoEntry> entry_of(const std::string& key) {
-  return std::unique_ptr<MemoEntry>(
-      new MemoEntry{.key = key, .object = {}, .checked = {}, .version = {}});
+  auto entry = std::make_unique<MemoEntry>();
+  entry->key = key;
+  return entry;
 }
 
 struct HashSpread {
