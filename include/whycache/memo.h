@@ -84,9 +84,9 @@ class Memo {
   // only if the key was set since the last call, if the object had to make room, or if this
   // machine's state was built again, as after the log was restored or replaced. A hit makes no
   // system call unless it meets another thread. It takes about as long as Cache::get() into a new
-  // string, two to four times as long if any key was set since this key's last hit, and somewhat
-  // longer if the objects do not fit the processor's caches. Threads that use the same object at
-  // once slow each other down: they count references in the same place.
+  // string. It takes two to four times as long if any key was set since this key's last hit, and
+  // somewhat longer if the objects do not fit the processor's caches. Threads that use the same
+  // object at once slow each other down: they count references in the same place.
   //
   // Passes on what `decode` throws, unless MemoOptions::keep_last_good applies; the next call then
   // decodes again. Throws as Cache::get().

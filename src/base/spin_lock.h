@@ -1,6 +1,6 @@
-// A lock for sections that mostly take some nanoseconds, and are entered very often: one atomic
-// instruction takes it, and a plain store releases it, where a mutex needs an atomic instruction
-// for both.
+// A lock for sections that mostly take some nanoseconds, and are entered very often. One atomic
+// instruction takes it, and a plain store releases it. A mutex needs an atomic instruction for
+// both.
 //
 // The price is that waiting threads are not woken. They look again: a hundred times, then after a
 // pause, in which a holder that was preempted can run, and so on with pauses of up to a
@@ -43,6 +43,7 @@ class WHYCACHE_THREAD_ANNOTATION(capability("mutex")) SpinLock {
     }
   }
 
+  // Those that want the lock exchange true (acquire); its holder stores false (release).
   std::atomic<bool> taken_{false};
 };
 

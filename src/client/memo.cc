@@ -1,5 +1,6 @@
-// The table behind every Memo. Keys are spread over shards, each with a lock of its own, which is
-// held while a key is looked up and never while a value is decoded or an object is destroyed.
+// The table behind every Memo. Keys are spread over shards, each with a lock of its own. A lock is
+// held while an entry is looked up or exchanged, and never while a value is read or decoded, or an
+// object is destroyed.
 #include <whycache/memo.h>
 
 #include <array>

@@ -5,6 +5,7 @@
 // Threads: the caller locks.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -18,23 +19,21 @@
 
 namespace whycache::detail {
 
-// What a hit needs of it is one cache line, if the key has at most 15 bytes.
+// A hit needs the first cache line of it, if the key has at most 15 bytes.
 struct alignas(64) MemoEntry {
   std::string key;
   std::shared_ptr<const void> object;
   // The state had `version` at this position. While it has not moved on, that need not be asked.
   StatePosition checked;
-  // Of the value that `object` was decoded from.
+  // The version of the value that `object` was decoded from.
   EntryVersion version;
   // The last value that could not be decoded, while `object` is of an earlier one.
   std::optional<EntryVersion> failed{};
 };
 
+// The functions that take a key take its hash, too, of which they use 32 bits.
 class MemoEntries {
  public:
-  // All functions take the hash of the key, of which they use 32 bits.
-  MemoEntries() = default;
-
   std::size_t size() const noexcept { return size_; }
 
   // Returns the entry of the key and notes that it is used, or null.

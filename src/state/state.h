@@ -158,7 +158,7 @@ class State {
                         std::span<std::optional<std::string>> values) const;
   std::shared_ptr<const detail::Pin> pin() const;
   StateInfo info() const;
-  // Of the newest file, as info().
+  // Returns the position of the newest file. Throws as info().
   LogPosition log_position() const;
   UpdateId applied_id() const;
   // Sleeps until the applied id is greater than `after`, or less than before, as in the state of a

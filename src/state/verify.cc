@@ -335,7 +335,7 @@ class StateVerifier {
   }
 
   // Neighbours in the key index are anywhere in the point index, so each would take two cache
-  // misses. Those of several keys overlap.
+  // misses. The misses of several keys overlap.
   void prefetch(const std::vector<std::string_view>& keys) const {
     const DirectoryCache* const cache =
         mapping_.directory_cache(mapping_.header().index_directory.load(std::memory_order_acquire));

@@ -60,9 +60,9 @@ TEST(LastChanges, last_change_of_each_key_is_found_in_random_batches) {
 TEST(LastChanges, keys_with_one_hash_are_told_apart_without_comparing_each_with_all) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
-  // Comparing each with all would compare 10^10 pairs.
-  const std::vector<std::string> keys = numbered_keys(200'000);
-  const std::vector<Change> changes = random_changes(random, keys, 200'000);
+  // Comparing each with all would compare 10^12 pairs, and take longer than a test may.
+  const std::vector<std::string> keys = numbered_keys(1'000'000);
+  const std::vector<Change> changes = random_changes(random, keys, 1'000'000);
   LastChanges found;
   found.find(changes, std::vector<std::uint64_t>(changes.size(), 7));
   expect_last_of_each_key(found, changes);

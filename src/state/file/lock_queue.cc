@@ -80,14 +80,11 @@ class LockByte {
     return waiters_.load(std::memory_order_relaxed) != no_waiters;
   }
 
-  // `before_waking` is called if a waiter is woken.
-  template <typename Call>
-  void wake_one(const Call& before_waking) const noexcept {
+  void wake_one() const noexcept {
     // Between the unlock and the load: see acquire_until().
     std::atomic_thread_fence(std::memory_order_seq_cst);
     if (may_have_sleepers() &&
         waiters_.exchange(no_waiters, std::memory_order_seq_cst) != no_waiters) {
-      before_waking();
       ::syscall(SYS_futex, &waiters_, FUTEX_WAKE, 1, nullptr, nullptr, 0);
     }
   }
@@ -116,7 +113,7 @@ class Gate {
   ~Gate() {
     if (!held_) return;
     byte_.unlock();
-    byte_.wake_one([] {});
+    byte_.wake_one();
   }
 
   bool try_pass() { return held_ = byte_.try_acquire(); }
@@ -157,12 +154,11 @@ bool acquire_append(const LockFile& file, const LockByte& lock, const Deadline& 
   return (!is_awaited && lock.try_acquire()) || acquire_through_gate(file, lock, deadline);
 }
 
-// Wakes the next waiter. Until it has the lock, its word says nothing, so that of all does.
+// Wakes the next waiter. Until that has the lock, the word that it slept on is 0.
 void wake_next(const LockFile& file, const LockByte& lock, StateLock which) noexcept {
-  lock.wake_one([&] {
-    if (which == StateLock::append)
-      file.header().append_is_awaited.store(1, std::memory_order_relaxed);
-  });
+  if (which == StateLock::append && lock.may_have_sleepers())
+    file.header().append_is_awaited.store(1, std::memory_order_relaxed);
+  lock.wake_one();
 }
 
 }  // namespace

@@ -44,7 +44,7 @@ struct WritableMapping {
   const bool can_share_blocks;
   // The process may not have as much address space as the state, or as much locked memory.
   const bool is_space_limited;
-  // Of the file, when it was taken from the cache.
+  // The last change of the file when this was taken from the cache.
   FileChange last_change = no_change_known;
   // Part of it has been unmapped: it can only be unmapped further, and destroyed.
   bool is_being_unmapped = false;
